@@ -1,0 +1,102 @@
+"""Compressing a model: recipe, data, pipeline, judgement, gates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxprune import pipeline, recipe
+from onnxprune.api.opening import ModelLike, input_shapes, open_model, open_runtime, open_split, task
+from onnxprune.api.options import Gates, Options
+from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
+from onnxprune.budget import Target, parse_target
+from onnxprune.contract import Pass
+from onnxprune.data import DataLike
+from onnxprune.errors import DataError
+from onnxprune.evaluate.intervals import check_confidence
+from onnxprune.evaluate.streaming import judge
+from onnxprune.graph import io
+from onnxprune.graph.cost import measure
+from onnxprune.report import report as schema
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The outcome of :func:`compress`: a model in memory and the report on it."""
+
+    model: ir.Model
+    report: schema.Report
+
+    @property
+    def met(self) -> bool:
+        """Whether every target and gate was met."""
+        return self.report.met
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Result:
+        """Write the model (checked, then renamed into place); return a result whose report names the file.
+
+        Raises:
+            OptionError: ``path`` exists already (without ``force``) or cannot be written to.
+            BackendError: Writing failed; nothing is left behind.
+        """
+        out = io.check_output(path, source=self.report.source.path, force=force)
+        facts = io.save(self.model, out)
+        return replace(self, report=replace(self.report, result=schema.Result(facts.path, facts.sha256, facts.bytes)))
+
+
+def compress(
+    model: ModelLike,
+    passes: str | Sequence[Pass],
+    *,
+    data: DataLike | None = None,
+    calib: DataLike | None = None,
+    eval: DataLike | None = None,
+    targets: Sequence[str | Target] = (),
+    gates: Gates | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Run a recipe on a model and judge the outcome against the original.
+
+    Args:
+        model: path of an .onnx file, or a model in memory (it is not touched).
+        passes: a recipe such as ``"surp,id(flops=0.5)"``, a YAML file, or pass objects.
+        data: one source, split into calibration and evaluation; or give ``calib`` and ``eval``.
+        calib: source of calibration examples; labels are never read.
+        eval: source of evaluation examples; accuracy needs labels.
+        targets: sizes such as ``"flops=0.5"`` for passes that name none.
+        gates: what must hold; see ``Result.met``.
+        options: where to run, seeds, sizes of the splits.
+
+    Raises:
+        OptionError, ModelError, DataError, BackendError: as their docstrings say.
+    """
+    chosen, asked = options or Options(), gates or Gates()
+    check_confidence(chosen.confidence)
+    wanted = [parse_target(t) if isinstance(t, str) else t for t in targets]
+    items = recipe.parse(passes, wanted) if isinstance(passes, str) else list(passes)
+    loaded = open_model(model, chosen)
+    settings, notices = open_runtime(chosen)
+    split = open_split(loaded, chosen, data, calib, eval)
+    calibration = split.calibration if any("calibration" in item.needs for item in items) else None
+    shapes = input_shapes(calibration or split.evaluation)
+    run = pipeline.Run(calibration, settings, chosen.seed, shapes, chosen.progress)
+    result, steps = pipeline.run(loaded.model, items, run)
+    if split.evaluation is None:
+        raise DataError("there are no examples to evaluate on; give --data or --eval")
+    with task(chosen, "evaluation", split.evaluation.count) as advance:
+        judged = judge(
+            loaded.model, result, split.evaluation, settings,
+            confidence=chosen.confidence, classes=loaded.classes, advance=advance,
+        )  # fmt: skip
+    sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint)
+    verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, chosen.confidence))
+    warnings = (*notices, *split.warnings, *(w for s in steps for w in s.result.warnings), *overlap, *judged.evidence.warnings)
+    report = build_report(
+        loaded, judged, chosen, warnings,
+        recipe=recipe.canonical(items), steps=tuple(step(s) for s in steps), gates=verdicts, data=sides,
+        cost=cost_between(measure(loaded.model, shapes), steps[-1].cost),
+    )  # fmt: skip
+    return Result(result, report)

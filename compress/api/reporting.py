@@ -1,0 +1,108 @@
+"""Building the report: costs, steps, data, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from onnxprune import pipeline, recipe
+from onnxprune.api.opening import Loaded
+from onnxprune.api.options import Gates, Options
+from onnxprune.budget import Gate, Target, accuracy_drop_gate, agreement_gate, size_gate
+from onnxprune.data import Examples, Fingerprint, shared_examples
+from onnxprune.evaluate.evidence import Evidence
+from onnxprune.evaluate.intervals import examples_needed, lower_bound
+from onnxprune.evaluate.streaming import Judged, fingerprint_of, latency_figures
+from onnxprune.graph.cost import Cost
+from onnxprune.report import report as schema
+from onnxprune.runtime.doctor import versions
+
+
+def figures(cost: Cost) -> schema.Figures:
+    """Return a cost as the report writes it; MACs are unknown where a node's sizes are."""
+    return schema.Figures(cost.params, cost.nonzero, None if cost.unknown else cost.macs, cost.bytes)
+
+
+def cost_between(before: Cost, after: Cost) -> schema.Cost:
+    """Return what changed between two costs."""
+    return schema.Cost.between(figures(before), figures(after))
+
+
+def step(done: pipeline.Step) -> schema.Step:
+    """Return a pipeline step as the report writes it."""
+    skipped = tuple(schema.Skipped(node, reason) for node, reason in done.result.skipped.items())
+    options = recipe.options(done.item)
+    return schema.Step(done.item.name, options, done.seconds, skipped, dict(done.result.numbers), figures(done.cost))
+
+
+def data_used(
+    calibration: Examples | None, evaluation: Examples, judged: Fingerprint
+) -> tuple[schema.DataUsed, tuple[str, ...]]:
+    """Return the data section, and a warning when the same examples sit on both sides."""
+    sides = schema.DataUsed(
+        None,
+        schema.DataSide(evaluation.source, evaluation.count, judged.hexdigest()),
+        evaluation.synthetic,
+    )
+    if calibration is None:
+        return sides, ()
+    calibrated = fingerprint_of(calibration)
+    common = shared_examples(calibrated, judged)
+    warning = (
+        f"{common} of {calibration.count} calibration examples are evaluation examples too: "
+        "the agreement measured here flatters the result",
+    )
+    side = schema.DataSide(calibration.source, calibration.count, calibrated.hexdigest())
+    synthetic = calibration.synthetic or evaluation.synthetic
+    return schema.DataUsed(side, sides.eval, synthetic), warning if common else ()
+
+
+def size_gates(steps: Sequence[pipeline.Step]) -> list[Gate]:
+    """Return one gate per size that a pass was asked for."""
+    return [
+        size_gate(Target(name, wanted), got)
+        for done in steps
+        for name, (wanted, got) in done.result.reached.items()
+        if 0 < wanted
+    ]
+
+
+def judge_gates(asked: Gates, evidence: Evidence, confidence: float) -> list[Gate]:
+    """Return the gates on decisions, judged: agreement by its one-sided lower bound, the drop as measured."""
+    gates = []
+    if asked.min_agreement is not None:
+        gates.append(_agreement(asked.min_agreement, evidence, confidence))
+    if asked.max_accuracy_drop is not None:
+        accuracy = evidence.accuracy
+        gates.append(accuracy_drop_gate(None if accuracy is None else accuracy.drop, asked.max_accuracy_drop))
+    return gates
+
+
+def _agreement(wanted: float, evidence: Evidence, confidence: float) -> Gate:
+    agreement = evidence.agreement
+    if agreement is None:
+        message = f"agreement at least {wanted:g}: no output holds class scores to judge it by: not met"
+        return Gate("min_agreement", wanted, None, False, message)
+    hits, count = agreement.flips.kept, agreement.examples
+    low, needed = lower_bound(hits, count, confidence), examples_needed(wanted, confidence)
+    return agreement_gate(hits, count, wanted, confidence, low=low, needed=needed)
+
+
+def build_report(loaded: Loaded, judged: Judged, options: Options, warnings: Sequence[str], **rest: Any) -> schema.Report:
+    """Return the report of a run; ``rest`` holds recipe, steps, gates, data and cost."""
+    evidence = judged.evidence
+    opset = int(loaded.model.opset_imports.get("", 0) or 0)
+    return schema.Report(
+        source=schema.Source(loaded.facts.path, loaded.facts.sha256, opset),
+        result=None,
+        agreement=evidence.agreement,
+        accuracy=evidence.accuracy,
+        output_error=evidence.output_error,
+        outputs=evidence.outputs,
+        latency=latency_figures(*judged.latency),
+        warnings=tuple(dict.fromkeys(warnings)),
+        providers=judged.providers,
+        seed=options.seed,
+        versions=versions(),
+        **rest,
+    )

@@ -1,0 +1,1 @@
+"""SuRP's law: which weights a rate keeps, as arrays in and arrays out."""

@@ -1,0 +1,1 @@
+"""Agreement, accuracy and output error: pure functions of two models' outputs."""

@@ -1,0 +1,164 @@
+"""What comparing two models (or judging one) found: plain frozen data, with the report's key names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OutputKind = Literal["class scores", "values", "discrete"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of the examples with its two-sided interval."""
+
+    rate: float
+    low: float
+    high: float
+    confidence: float
+    method: str = "clopper-pearson"
+
+
+@dataclass(frozen=True)
+class ClassRate:
+    """The share of one class's examples, with its two-sided interval."""
+
+    label: str
+    count: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What became of the decisions: ``kept + count = examples``.
+
+    With labels ``lost`` (right to wrong), ``gained`` (wrong to right) and ``changed_wrong`` (wrong to another
+    wrong) add up to ``count``; without labels they are None. ``confusion`` holds the most frequent changes as
+    (class of the original, class of the compressed model, count).
+    """
+
+    kept: int
+    lost: int | None
+    gained: int | None
+    changed_wrong: int | None
+    count: int
+    confusion: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the compressed model decides as the original does; ``per_class`` by the original's class.
+
+    ``top5`` is the share of examples whose original top-1 is among the compressed model's first five; None
+    for fewer than six classes.
+    """
+
+    examples: int
+    top1: Rate
+    top5: Rate | None
+    per_class: tuple[ClassRate, ...]
+    flips: Flips
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One figure of both models; None where it is not a number."""
+
+    original: float | None
+    compressed: float | None
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Both models' accuracy on the examples with one label."""
+
+    label: str
+    count: int
+    original: float
+    compressed: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Both models against the labels; ``drop = original - compressed``, losses in nats per example."""
+
+    original: float
+    compressed: float
+    drop: float
+    mcnemar_p: float
+    top5: Pair | None
+    loss: Pair
+    per_class: tuple[ClassAccuracy, ...]
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far the judged output moved; ``kl`` is the mean KL(original || compressed) in nats."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    rel_l2: float | None
+    cosine: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class OutputEvidence:
+    """How far one output moved; figures that mean nothing for its kind are None.
+
+    ``equal`` is the share of equal elements of a discrete output (integers, booleans, text); ``judged`` marks
+    the output whose decisions, or else whose error, the report speaks about.
+    """
+
+    name: str
+    kind: OutputKind
+    judged: bool
+    max_abs: float | None
+    mean_abs: float | None
+    rel_l2: float | None
+    cosine: float | None
+    r2: float | None
+    equal: float | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a comparison of two models found on the same examples."""
+
+    examples: int
+    agreement: Agreement | None
+    accuracy: Accuracy | None
+    output_error: OutputError | None
+    outputs: tuple[OutputEvidence, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of a single model: its labelled examples, how often it was predicted, and its accuracy."""
+
+    label: str
+    count: int
+    predicted: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Performance:
+    """One model on its own; figures that need labels are None without them.
+
+    ``per_class`` is empty when the model gives no class scores; ``loss`` is in nats per example.
+    """
+
+    examples: int
+    output: str | None
+    classes: int | None
+    accuracy: Rate | None
+    top5: Rate | None
+    loss: float | None
+    per_class: tuple[ClassScore, ...]
+    warnings: tuple[str, ...]

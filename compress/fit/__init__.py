@@ -1,0 +1,1 @@
+"""Choosing sizes and fitting weights: what several passes share."""

@@ -1,0 +1,214 @@
+"""Loading a model file into onnx-ir and writing one back, checked and atomically.
+
+What onnx-ir would lose or get wrong on the way in is mended on the proto first: sparse initialisers become
+dense (onnx-ir drops them), external data files are proved to exist, to be long enough and to lie inside the
+model's folder before anything reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import BackendError, ModelError, OptionError
+from onnxprune.graph import external, sparse
+
+FULL_CHECK = "onnxprune.full_check"
+EXTERNAL = "onnxprune.external"
+PROTOBUF_LIMIT = 2**31 - 1
+# Above this many bytes of weights a result goes to external data even where the source was one file: protobuf
+# stops at 2 GiB and the skeleton needs room too.
+INLINE_LIMIT = 1_800_000_000
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a report says of a model file: its size (external data included) and its SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read, check and return the model at ``path``.
+
+    External tensors stay on disk and are mapped when read. ``model.meta`` tells :func:`save` whether the source
+    passed the full checker and whether it used external data.
+
+    Raises:
+        ModelError: The file is missing, empty, truncated or not ONNX; its external data is missing, too short
+            or outside the model's folder; or the checker refuses the graph.
+    """
+    file = Path(path)
+    proto = _parse(file)
+    uses_external = external.verify(proto, file)
+    full = _check_source(proto, file, uses_external)
+    sparse.densify(proto)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"'{file}' cannot be read as a graph: {_first_line(error)}") from error
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, str(file.resolve().parent))
+    model.meta[FULL_CHECK] = full
+    model.meta[EXTERNAL] = uses_external
+    return model
+
+
+def _parse(file: Path) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError
+
+    if not file.exists():
+        raise ModelError(f"'{file}' does not exist; give the path of an .onnx file")
+    if not file.is_file():
+        raise ModelError(f"'{file}' is not a file; give the path of an .onnx file")
+    size = file.stat().st_size
+    if size == 0:
+        raise ModelError(f"'{file}' is empty (0 bytes); an .onnx file is expected")
+    if size > PROTOBUF_LIMIT:
+        raise ModelError(f"'{file}' has {size:,} bytes, over protobuf's 2 GiB; save it with external data")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise ModelError(f"'{file}' is truncated or not an ONNX file: protobuf cannot read it") from error
+    except OSError as error:
+        raise ModelError(f"'{file}' cannot be read: {error.strerror}") from error
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise ModelError(f"'{file}' is truncated or not an ONNX file: it holds no graph or no IR version")
+    return proto
+
+
+def _check_source(proto: onnx.ModelProto, file: Path, uses_external: bool) -> bool:
+    """Check the source; True when it passes with full shape inference too."""
+    target: onnx.ModelProto | str = str(file) if uses_external else proto
+    try:
+        onnx.checker.check_model(target)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"'{file}' is not a valid ONNX model: {_first_line(error)}") from error
+    return _passes_full(target)
+
+
+def _passes_full(target: onnx.ModelProto | str) -> bool:
+    try:
+        onnx.checker.check_model(target, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
+
+
+def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None, force: bool) -> Path:
+    """Return ``path`` when a result may be written there.
+
+    Raises:
+        OptionError: It is the source itself, exists already (without ``force``), is a folder, or its folder is
+            missing or not writable.
+    """
+    out = Path(path)
+    if source is not None and out.exists() and Path(source).exists() and os.path.samefile(out, source):
+        raise OptionError(f"--out '{out}' is the source model itself; give another path")
+    if out.is_dir():
+        raise OptionError(f"--out '{out}' is a folder; give a file name such as '{out / 'model.onnx'}'")
+    if not out.parent.is_dir():
+        raise OptionError(f"--out '{out}': the folder '{out.parent}' does not exist; make it first")
+    for name in (out, _data_file(out)):
+        if name.exists() and not force:
+            raise OptionError(f"'{name}' exists already; give --force to overwrite it")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise OptionError(f"--out '{out}': the folder '{out.parent}' is not writable")
+    return out
+
+
+def _data_file(out: Path) -> Path:
+    return out.with_name(out.name + ".data")
+
+
+def to_folder(model: ir.Model, folder: Path, name: str) -> Path:
+    """Write ``model`` as ``folder/name`` (with ``name.data`` beside it where it needs external data)."""
+    file = folder / name
+    data = f"{name}.data" if _needs_external(model) else None
+    ir.save(model, file, external_data=data)
+    return file
+
+
+def _needs_external(model: ir.Model) -> bool:
+    tensors = [tensor for value in _initializers(model) if (tensor := value.const_value) is not None]
+    if model.meta.get(EXTERNAL) or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+        return True
+    return sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def check(model: ir.Model) -> None:
+    """Check a rewritten model as thoroughly as its source passed.
+
+    Raises:
+        BackendError: The checker refuses it, which means that a rewrite of ours was wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        _check_file(to_folder(model, Path(folder), "model.onnx"), full=bool(model.meta.get(FULL_CHECK, True)))
+
+
+def _check_file(file: Path, *, full: bool) -> None:
+    try:
+        onnx.checker.check_model(str(file), full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise BackendError(f"the rewritten model fails onnx.checker: {_first_line(error)}") from error
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> FileFacts:
+    """Write ``model`` beside ``path``, check it there, and rename it into place.
+
+    On any failure, an interruption included, nothing is left behind and an older file stays as it was.
+
+    Raises:
+        BackendError: The disk is full or the file cannot be written or checked.
+    """
+    out = Path(path)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".onnxprune-", dir=out.parent))
+    except OSError as error:
+        raise BackendError(f"'{out}' cannot be written: {error.strerror}") from error
+    try:
+        file = to_folder(model, folder, out.name)
+        _check_file(file, full=bool(model.meta.get(FULL_CHECK, True)))
+        data = _data_file(file)
+        if data.exists():
+            data.replace(_data_file(out))
+        file.replace(out)
+    except OSError as error:
+        raise BackendError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return facts(out)
+
+
+def facts(path: str | os.PathLike[str]) -> FileFacts:
+    """Return size and SHA-256 of a model file; external data files count in both, in order of their names."""
+    file = Path(path)
+    proto = _parse(file)
+    digest, size = hashlib.sha256(), 0
+    for part in [file, *external.files(proto, file)]:
+        size += part.stat().st_size
+        with part.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):  # noqa: B023 - read at once, in this loop
+                digest.update(block)
+    return FileFacts(str(file), size, digest.hexdigest())

@@ -1,0 +1,161 @@
+"""Channel labels: which positions along which axes of which tensors belong to one channel.
+
+Every prunable axis carries an integer array, one label per position. An operator's rule (the tables in
+``graph/rules_*.py``) hands labels on, unites those that must be cut together and freezes those that cannot be
+cut, with a reason. Weights carry labels on their own axes, so cutting is the same act for every operator: drop
+the positions whose labels go. A flatten repeats labels, a depthwise convolution unites input with output, a
+residual sum unites two producers; no operator needs more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph.shapes import Shapes
+
+Labels = np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """A linear node whose output channels are rows of ``weight`` along ``axis``."""
+
+    node: ir.Node
+    weight: ir.Value
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A linear node that sums over channels: axis ``axis`` of ``value`` meets ``weight_axis`` of ``weight``."""
+
+    node: ir.Node
+    value: ir.Value
+    axis: int
+    weight: ir.Value
+    weight_axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """Entry ``position`` of a stored shape that must equal the size of ``axis`` of ``value`` after a cut."""
+
+    constant: ir.Value
+    position: int
+    value: ir.Value
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class GroupCount:
+    """A depthwise node whose ``group`` attribute must equal the size of ``axis`` of ``value`` after a cut."""
+
+    node: ir.Node
+    value: ir.Value
+    axis: int
+
+
+class Tracer:
+    """The labels of one model while rules walk over it in execution order."""
+
+    def __init__(self, model: ir.Model, shapes: Shapes) -> None:
+        self.model = model
+        self.version = model.opset_imports.get("", 1)
+        self.shapes = shapes
+        self.labels: dict[ir.Value, list[Labels]] = {}
+        self.edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self.frozen: list[tuple[np.ndarray, str]] = []
+        self.refused: dict[str, str] = {}
+        self.producers: list[Producer] = []
+        self.consumers: list[Consumer] = []
+        self.literals: list[Literal] = []
+        self.groups: list[GroupCount] = []
+        self.count = 0
+
+    def shape(self, value: ir.Value | None) -> tuple[int | None, ...] | None:
+        """Return the shape of a value (None where its rank is unknown; None entries where a size is)."""
+        return None if value is None else self.shapes.get(str(value.name))
+
+    def axes(self, value: ir.Value | None) -> list[Labels]:
+        """Return the labels of every axis of a value (all None where nothing is tracked)."""
+        if value is None:
+            return []
+        if value not in self.labels:
+            return [None] * len(self.shape(value) or ())
+        return self.labels[value]
+
+    def fresh(self, size: int) -> np.ndarray:
+        """Return ``size`` labels that no axis carries yet."""
+        start, self.count = self.count, self.count + size
+        return np.arange(start, self.count)
+
+    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Say that position i of ``a`` and position i of ``b`` are one channel."""
+        if a is not b:
+            self.edges.append((a, b))
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Say that these channels cannot be cut, and why."""
+        if labels is not None:
+            self.frozen.append((labels, reason))
+
+    def give(self, value: ir.Value, labels: Sequence[Labels]) -> None:
+        """Set the labels of a computed value."""
+        self.labels[value] = list(labels)
+
+    def tie(self, value: ir.Value, axis: int, labels: np.ndarray) -> None:
+        """Label one axis of a stored tensor, uniting with what it carries already."""
+        axes = self.axes(value)
+        self.labels[value] = axes
+        known = axes[axis]
+        if known is None:
+            axes[axis] = labels
+        else:
+            self.unite(known, labels)
+
+    def stored(self, value: ir.Value | None) -> bool:
+        """Return whether a value is an initialiser that belongs to one node alone and may be rewritten."""
+        if value is None or not value.is_initializer() or value.const_value is None:
+            return False
+        overridable = value.is_graph_input() and self.model.ir_version >= 4
+        return not overridable and not value.is_graph_output() and len(value.uses()) == 1
+
+    def refuse(self, node: ir.Node, reason: str) -> None:
+        """Freeze everything a node touches: its labelled inputs cannot be cut and its outputs carry no labels."""
+        self.refused[str(node.name)] = reason
+        for value in node.inputs:
+            for labels in self.axes(value):
+                self.freeze(labels, f"'{node.name}': {reason}")
+        for value in node.outputs:
+            self.give(value, [None] * len(self.shape(value) or ()))
+
+
+Rule = Callable[[Tracer, ir.Node], None]
+
+
+def trace(model: ir.Model, shapes: Shapes, rules: dict[str, Rule]) -> Tracer:
+    """Walk over the main graph and return its labels; what no rule knows is frozen with a reason."""
+    tracer = Tracer(model, shapes)
+    for node in model.graph:
+        rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            tracer.refuse(node, f"{node.op_type} has a body of its own, which is left as it is")
+        elif rule is None:
+            domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+            tracer.refuse(node, f"operator {domain}{node.op_type} has no rule for cutting channels")
+        elif any(self_shape is None for out in node.outputs if out.name for self_shape in [tracer.shape(out)]):
+            tracer.refuse(node, "the shape of its output cannot be inferred")
+        else:
+            rule(tracer, node)
+    for value in model.graph.outputs:
+        for labels in tracer.axes(value):
+            tracer.freeze(labels, f"graph output '{value.name}'")
+    for value, axes in tracer.labels.items():
+        if any(use.node.graph is not model.graph for use in value.uses()):
+            for labels in axes:
+                tracer.freeze(labels, f"'{value.name}' is read inside a body")
+    return tracer

@@ -1,0 +1,136 @@
+"""Label rules of operators that treat every channel on its own: activations, pools, norms, broadcasts."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.graph.attributes import int_attribute
+from onnxprune.graph.constants import array
+from onnxprune.graph.labels import Labels, Rule, Tracer
+
+_UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
+    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid "
+    "Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+).split()
+_POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split()
+_BROADCAST = (
+    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
+    "PRelu Pow Sub Sum Where Xor"
+).split()
+
+
+def pass_through(tracer: Tracer, node: ir.Node) -> None:
+    """Hand labels on along every axis whose size stays; an axis that changes size must carry none."""
+    value = node.inputs[0]
+    before, after = tracer.shape(value) or (), tracer.shape(node.outputs[0]) or ()
+    labels = tracer.axes(value)
+    changed = [i for i, known in enumerate(labels) if known is not None and (i >= len(after) or before[i] != after[i])]
+    if changed:
+        return tracer.refuse(node, f"it changes the size of channel axis {changed[0]}")
+    for out in node.outputs:
+        shape = tracer.shape(out)
+        if shape is not None and len(shape) == len(after):
+            tracer.give(out, [known if known is not None and len(known) == shape[i] else None for i, known in enumerate(labels)])
+    return None
+
+
+def batch_norm(tracer: Tracer, node: ir.Node) -> None:
+    """BatchNormalization: scale, bias, mean and variance are cut with the channels of axis 1."""
+    labels = tracer.axes(node.inputs[0])
+    channel = labels[1] if len(labels) > 1 else None
+    if not all(tracer.stored(value) for value in node.inputs[1:5]):
+        return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed by the caller")
+    if any(out.uses() for out in node.outputs[1:]):
+        return tracer.refuse(node, "it is in training form (its statistics are read)")
+    if channel is not None:
+        for value in node.inputs[1:5]:
+            assert value is not None
+            tracer.tie(value, 0, channel)
+    tracer.give(node.outputs[0], labels)
+    return None
+
+
+def broadcast(tracer: Tracer, node: ir.Node) -> None:
+    """Element-wise operators with broadcasting: equal positions are one channel, stored operands are cut along."""
+    out_shape = tracer.shape(node.outputs[0])
+    assert out_shape is not None
+    rank = len(out_shape)
+    values = [value for value in node.inputs if value is not None]
+    if any(tracer.shape(value) is None for value in values):
+        return tracer.refuse(node, "the shape of an operand cannot be inferred")
+    result: list[Labels] = []
+    for axis in range(rank):
+        labels = _merge(tracer, node, values, axis - rank, out_shape[axis])
+        if isinstance(labels, str):
+            return tracer.refuse(node, labels)
+        result.append(labels)
+    tracer.give(node.outputs[0], result)
+    return None
+
+
+def _merge(tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, size: int | None) -> Labels | str:
+    """Return the labels of one output axis (``axis`` counts from the right), or why there can be none."""
+    spanning = [(v, s) for v in values if len(s := tracer.shape(v) or ()) >= -axis and s[axis] == size]
+    labelled = [known for v, _ in spanning if (known := tracer.axes(v)[axis]) is not None]
+    if not labelled or size == 1:
+        return labelled[0] if labelled else None
+    first = labelled[0]
+    for other in labelled[1:]:
+        tracer.unite(first, other)
+    for value, shape in spanning:
+        if tracer.axes(value)[axis] is not None:
+            continue
+        if not tracer.stored(value):
+            return f"it combines channels with '{value.name}', whose channels cannot be cut"
+        tracer.tie(value, len(shape) + axis, first)
+    return first
+
+
+def reduce(tracer: Tracer, node: ir.Node) -> None:
+    """Reductions over axes that carry no channels; a reduction over channels mixes them."""
+    value, out = node.inputs[0], node.outputs[0]
+    labels = tracer.axes(value)
+    axes = _reduced(node, len(labels))
+    if axes is None:
+        return tracer.refuse(node, "its axes are computed")
+    if any(labels[axis] is not None for axis in axes):
+        return tracer.refuse(node, f"{node.op_type} over the channel axis mixes channels")
+    keep = int_attribute(node, "keepdims", 1)
+    tracer.give(out, [known for i, known in enumerate(labels) if keep or i not in axes])
+    return None
+
+
+def _reduced(node: ir.Node, rank: int) -> set[int] | None:
+    attribute = node.attributes.get("axes")
+    if attribute is not None:
+        return {int(axis) % rank for axis in attribute.as_ints()}
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        given = array(node.inputs[1])
+        return None if given is None else {int(axis) % rank for axis in given.flat}
+    return set() if int_attribute(node, "noop_with_empty_axes", 0) else set(range(rank))
+
+
+def along_axis(tracer: Tracer, node: ir.Node) -> None:
+    """Softmax and its kin: free along every axis but the one they normalise over."""
+    labels = tracer.axes(node.inputs[0])
+    if tracer.version >= 13:
+        axes = {int_attribute(node, "axis", -1) % len(labels)}
+    else:
+        axes = set(range(int_attribute(node, "axis", 1) % len(labels), len(labels)))
+    if any(labels[axis] is not None for axis in axes):
+        return tracer.refuse(node, f"{node.op_type} over the channel axis mixes channels")
+    tracer.give(node.outputs[0], labels)
+    return None
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_UNARY, pass_through),
+    **dict.fromkeys(_POOLS, pass_through),
+    **dict.fromkeys(_BROADCAST, broadcast),
+    **{f"Reduce{kind}": reduce for kind in "Mean Sum Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along_axis),
+    "BatchNormalization": batch_norm,
+    "Resize": pass_through,
+    "Upsample": pass_through,
+}

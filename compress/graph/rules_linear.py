@@ -1,0 +1,127 @@
+"""Label rules of the operators that sum over channels: convolutions and matrix products."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.graph.attributes import int_attribute
+from onnxprune.graph.labels import Consumer, GroupCount, Labels, Producer, Rule, Tracer
+
+
+def _bias_ok(tracer: Tracer, bias: ir.Value | None) -> bool:
+    return bias is None or tracer.stored(bias)
+
+
+def _input(node: ir.Node, position: int) -> ir.Value | None:
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def _consume(tracer: Tracer, node: ir.Node, value: ir.Value, axis: int, weight: ir.Value, weight_axis: int) -> None:
+    labels = tracer.axes(value)[axis]
+    if labels is not None:
+        tracer.tie(weight, weight_axis, labels)
+        tracer.consumers.append(Consumer(node, value, axis, weight, weight_axis))
+
+
+def _produce(tracer: Tracer, node: ir.Node, weight: ir.Value, axis: int) -> Labels:
+    shape = tracer.shape(weight)
+    assert shape is not None
+    size = shape[axis]
+    assert size is not None
+    labels = tracer.fresh(size)
+    tracer.tie(weight, axis, labels)
+    tracer.producers.append(Producer(node, weight, axis))
+    return labels
+
+
+def conv(tracer: Tracer, node: ir.Node) -> None:
+    """Conv: W[O, I/g, k...]; group 1 ties inputs to axis 1, depthwise unites input and output channels."""
+    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
+    assert value is not None and weight is not None
+    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
+    shape, given = tracer.shape(weight), tracer.shape(value)
+    assert shape is not None
+    groups = int_attribute(node, "group", 1)
+    inputs = tracer.axes(value)
+    if groups == 1:
+        _consume(tracer, node, value, 1, weight, 1)
+        labels = _produce(tracer, node, weight, 0)
+    elif shape[1] == 1 and given is not None and given[1] == groups:
+        labels = _depthwise(tracer, node, value, weight, groups)
+    else:
+        return tracer.refuse(node, f"grouped convolution with {groups} groups")
+    if bias is not None and labels is not None:
+        tracer.tie(bias, 0, labels)
+    tracer.give(node.outputs[0], [None, labels, *[None] * (len(inputs) - 2)])
+    return None
+
+
+def _depthwise(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value, groups: int) -> Labels:
+    labels = tracer.axes(value)[1]
+    shape = tracer.shape(weight)
+    assert shape is not None and shape[0] is not None
+    if labels is None:
+        return None
+    repeated = labels.repeat(shape[0] // groups)
+    tracer.tie(weight, 0, repeated)
+    tracer.groups.append(GroupCount(node, value, 1))
+    return repeated
+
+
+def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
+    """ConvTranspose with one group: W[I, O, k...]."""
+    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
+    assert value is not None and weight is not None
+    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
+    if int_attribute(node, "group", 1) != 1:
+        return tracer.refuse(node, "grouped transposed convolution")
+    _consume(tracer, node, value, 1, weight, 0)
+    labels = _produce(tracer, node, weight, 1)
+    if bias is not None and labels is not None:
+        tracer.tie(bias, 0, labels)
+    tracer.give(node.outputs[0], [None, labels, *[None] * (len(tracer.axes(value)) - 2)])
+    return None
+
+
+def gemm(tracer: Tracer, node: ir.Node) -> None:
+    """Gemm: A[M, K] times B[K, N] (or B[N, K] with transB), plus C broadcast to [M, N]."""
+    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
+    assert value is not None and weight is not None
+    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
+    if int_attribute(node, "transA", 0):
+        return tracer.refuse(node, "its input is transposed (transA)")
+    out_axis, in_axis = (0, 1) if int_attribute(node, "transB", 0) else (1, 0)
+    _consume(tracer, node, value, 1, weight, in_axis)
+    labels = _produce(tracer, node, weight, out_axis)
+    shape = tracer.shape(bias) if bias is not None else None
+    if bias is not None and shape and labels is not None and shape[-1] == len(labels):
+        tracer.tie(bias, len(shape) - 1, labels)
+    tracer.give(node.outputs[0], [None, labels])
+    return None
+
+
+def matmul(tracer: Tracer, node: ir.Node) -> None:
+    """MatMul with one stored matrix, on either side: X[..., K] W[K, N] or W[M, K] X[..., K, N]."""
+    left, right = node.inputs
+    assert left is not None and right is not None
+    weight, value = (right, left) if tracer.stored(right) else (left, right)
+    shape, given = tracer.shape(weight), tracer.shape(value)
+    if not tracer.stored(weight) or tracer.stored(value):
+        return tracer.refuse(node, "both operands are computed")
+    if shape is None or given is None or len(shape) != 2 or len(given) < 2:
+        return tracer.refuse(node, "its stored operand is not a matrix")
+    labels = list(tracer.axes(value))
+    if weight is right:
+        _consume(tracer, node, value, len(given) - 1, weight, 0)
+        labels[-1] = _produce(tracer, node, weight, 1)
+    else:
+        _consume(tracer, node, value, len(given) - 2, weight, 1)
+        labels[-2] = _produce(tracer, node, weight, 0)
+    tracer.give(node.outputs[0], labels)
+    return None
+
+
+RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul}

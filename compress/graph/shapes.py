@@ -1,0 +1,124 @@
+"""Shape inference: with concrete sizes for analysis and cost, with the model's own symbols for the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.graph import constants
+
+Shapes = dict[str, tuple[int | None, ...]]
+# Tensors above this size are declared, not stored, in the proto that inference sees: it reads values of small
+# shape constants only, and serialising weights would be slow and stop at 2 GiB.
+_VALUE_LIMIT = 1024
+
+
+def true_inputs(model: ir.Model) -> list[ir.Value]:
+    """Return the inputs a caller must feed: graph inputs that are not initialisers (as before IR version 4)."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def _light(model: ir.Model) -> ir.Model:
+    """Return a clone without large weights and without shapes of intermediate values."""
+    light = model.clone()
+    graph = light.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        if tensor.nbytes > _VALUE_LIMIT:
+            graph.initializers.pop(value.name)
+            if not value.is_graph_input():
+                graph.inputs.append(value)
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    return light
+
+
+def _infer(light: ir.Model) -> onnx.ModelProto:
+    proto = ir.serde.serialize_model(light)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return proto  # what cannot be inferred stays unknown, and is named as such by whoever needs it
+    assert isinstance(inferred, onnx.ModelProto)
+    return inferred
+
+
+def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> Shapes:
+    """Return the shape of every value when the graph's inputs have the given concrete shapes.
+
+    A size that inference cannot find is None; a value of unknown rank is absent.
+    """
+    light = _light(model)
+    for value in light.graph.inputs:
+        if value.name in inputs:
+            value.shape = ir.Shape(list(inputs[value.name]))
+    for value in light.graph.outputs:
+        value.shape = None
+    inferred = _infer(light).graph
+    found = _known(inferred)
+    while _has_unknown(light, found):
+        # Older exporters compute pads and shapes in the graph: fold what the sizes found so far make constant.
+        _write_back(light, inferred)
+        constants.lift(light)
+        if not constants.fold(light):
+            break
+        inferred = _infer(light).graph
+        found |= _known(inferred)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            found[str(value.name)] = tuple(int(size) for size in value.const_value.shape)
+    return found
+
+
+def _known(graph: onnx.GraphProto) -> Shapes:
+    found: Shapes = {}
+    for info in [*graph.input, *graph.output, *graph.value_info]:
+        if info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    return found
+
+
+def _write_back(light: ir.Model, inferred: onnx.GraphProto) -> None:
+    """Give the values of ``light`` the shapes and types that inference found."""
+    kinds = {info.name: info.type.tensor_type.elem_type for info in [*inferred.value_info, *inferred.output]}
+    found = _known(inferred)
+    for node in light.graph:
+        for value in node.outputs:
+            name = str(value.name)
+            if name in found and kinds.get(name):
+                value.shape = ir.Shape(found[name])
+                value.type = ir.TensorType(ir.DataType(kinds[name]))
+
+
+def _has_unknown(light: ir.Model, found: Shapes) -> bool:
+    return any(
+        None in found.get(str(value.name), (None,)) for node in light.graph for value in node.outputs if value.name
+    )
+
+
+def refresh_shapes(model: ir.Model) -> None:
+    """Infer the shapes of intermediate values anew, in place; graph inputs and outputs keep what they declare."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape)
+            value.type = ir.TensorType(value.const_value.dtype)
+    light = _light(model)
+    for kept, cleared in zip(model.graph.outputs, light.graph.outputs, strict=True):
+        cleared.shape = kept.shape
+    inferred = ir.serde.deserialize_model(_infer(light))
+    values = ir.convenience.create_value_mapping(inferred.graph)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.is_graph_output():
+                continue
+            source = values.get(str(value.name))
+            value.shape = source.shape if source is not None else None
+            if source is not None and source.type is not None:
+                value.type = source.type

@@ -1,0 +1,180 @@
+"""Channel spaces: every set of channels that must be cut together, or the reason why it cannot be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxprune.graph import rules_elementwise, rules_linear, rules_shape
+from onnxprune.graph.cost import lookup, node_macs
+from onnxprune.graph.labels import Consumer, Labels, Producer, Rule, Tracer, trace
+from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
+
+RULES: dict[str, Rule] = {**rules_linear.RULES, **rules_elementwise.RULES, **rules_shape.RULES}
+# Symbolic sizes become these numbers during analysis: large primes do not meet a real size by accident.
+_PRIMES = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSpace:
+    """Channels that are interchangeable for surgery: each one touches the same axes of the same tensors.
+
+    ``name`` is the first producing node's; ``channels`` holds component numbers, in the producer's order;
+    ``frozen`` is the reason why none of them may be cut, or None.
+    """
+
+    name: str
+    channels: np.ndarray
+    producers: tuple[Producer, ...]
+    consumers: tuple[Consumer, ...]
+    frozen: str | None
+
+    @property
+    def width(self) -> int:
+        """How many channels the space has."""
+        return len(self.channels)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """The spaces of one prepared model; surgery works on the model it was made from."""
+
+    model: ir.Model
+    tracer: Tracer
+    component: np.ndarray
+    spaces: tuple[ChannelSpace, ...]
+
+    @property
+    def prunable(self) -> tuple[ChannelSpace, ...]:
+        """The spaces that may be cut and have more than one channel."""
+        return tuple(space for space in self.spaces if space.frozen is None and space.width > 1)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why nodes or spaces were left alone: frozen spaces by name, and operators without a rule."""
+        frozen = {space.name: space.frozen for space in self.spaces if space.frozen is not None}
+        return {**frozen, **self.tracer.refused}
+
+    def channels_of(self, labels: Labels) -> np.ndarray:
+        """Return the component number at every position of a labelled axis."""
+        assert labels is not None
+        return np.asarray(self.component[labels])
+
+    def keep_mask(self, kept: Mapping[str, Sequence[int] | np.ndarray]) -> np.ndarray:
+        """Return, per component, whether it stays when each named space keeps the given channel indices."""
+        keep = np.ones(int(self.component.max(initial=-1)) + 1, dtype=bool)
+        for space in self.spaces:
+            if space.name in kept:
+                keep[space.channels] = False
+                keep[space.channels[np.asarray(kept[space.name], dtype=np.int64)]] = True
+        return keep
+
+
+def analyse(model: ir.Model) -> Analysis:
+    """Find the channel spaces of a prepared model (see ``cleanup.prepare``)."""
+    tracer = trace(model, concrete_shapes(model, _analysis_inputs(model)), RULES)
+    component = _components(tracer)
+    frozen: dict[int, str] = {}
+    for labels, reason in tracer.frozen:
+        for channel in np.unique(component[labels]):
+            frozen.setdefault(int(channel), reason)
+    return Analysis(model, tracer, component, _spaces(tracer, component, frozen))
+
+
+def _analysis_inputs(model: ir.Model) -> dict[str, list[int]]:
+    """Return concrete input shapes in which every symbol has a size of its own."""
+    sizes: dict[str, int] = {}
+    shapes: dict[str, list[int]] = {}
+    for value in true_inputs(model):
+        if value.shape is None:
+            continue
+        dims: list[int] = []
+        for axis, size in enumerate(value.shape):
+            symbol = str(size) if not isinstance(size, int) and str(size) != "None" else f"{value.name}:{axis}"
+            dims.append(size if isinstance(size, int) else sizes.setdefault(symbol, _PRIMES[len(sizes) % len(_PRIMES)]))
+        shapes[str(value.name)] = dims
+    return shapes
+
+
+def _components(tracer: Tracer) -> np.ndarray:
+    """Return the component number of every label; components are numbered by their smallest label."""
+    if not tracer.count:
+        return np.zeros(0, dtype=np.int64)
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *[a for a, _ in tracer.edges]])
+    cols = np.concatenate([np.zeros(0, dtype=np.int64), *[b for _, b in tracer.edges]])
+    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, cols)), shape=(tracer.count, tracer.count))
+    _, found = connected_components(graph, directed=False)
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return np.asarray(rank[inverse], dtype=np.int64)
+
+
+def _spaces(tracer: Tracer, component: np.ndarray, frozen: Mapping[int, str]) -> tuple[ChannelSpace, ...]:
+    """Group components that touch the same axes equally often."""
+    count = int(component.max(initial=-1)) + 1
+    signature = np.zeros(count, dtype=np.uint64)
+    hashes = np.random.default_rng(0)
+    for axes in tracer.labels.values():
+        for labels in axes:
+            if labels is not None:
+                times = np.bincount(component[labels], minlength=count).astype(np.uint64)
+                signature += times * np.uint64(hashes.integers(1, 2**63))
+    groups: dict[tuple[int, str | None], list[int]] = {}
+    for channel in range(count):
+        groups.setdefault((int(signature[channel]), frozen.get(channel)), []).append(channel)
+    first_use = {id(p.node): i for i, p in enumerate(tracer.producers)}
+    names: set[str] = set()
+    spaces = []
+    for (_, reason), channels in groups.items():
+        spaces.append(_space(tracer, component, np.array(channels), reason, names))
+    return tuple(sorted(spaces, key=lambda s: min((first_use[id(p.node)] for p in s.producers), default=len(first_use))))
+
+
+def _space(
+    tracer: Tracer, component: np.ndarray, channels: np.ndarray, reason: str | None, names: set[str]
+) -> ChannelSpace:
+    def touches(value: ir.Value, axis: int) -> bool:
+        labels = tracer.labels[value][axis]
+        return labels is not None and bool(np.isin(component[labels], channels).any())
+
+    producers = tuple(p for p in tracer.producers if touches(p.weight, p.axis))
+    consumers = tuple(c for c in tracer.consumers if touches(c.weight, c.weight_axis))
+    stem = str(producers[0].node.name) if producers else "?"
+    name, count = stem, 1
+    while name in names:
+        count += 1
+        name = f"{stem}#{count}"
+    names.add(name)
+    return ChannelSpace(name, channels, producers, consumers, reason)
+
+
+def predicted_shapes(analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequence[int] | np.ndarray]) -> Shapes:
+    """Return ``shapes`` with every cut axis at the size that it would have after cutting."""
+    keep = analysis.keep_mask(kept)
+    result = dict(shapes)
+    for value, axes in analysis.tracer.labels.items():
+        known = result.get(str(value.name))
+        if known is None:
+            continue
+        sizes = list(known)
+        for axis, labels in enumerate(axes):
+            if labels is not None:
+                sizes[axis] = int(keep[analysis.component[labels]].sum())
+        result[str(value.name)] = tuple(sizes)
+    return result
+
+
+def predicted_macs(analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequence[int] | np.ndarray]) -> int:
+    """Return the model's MACs after cutting, exactly, without cutting."""
+    return total_macs(analysis.model, predicted_shapes(analysis, shapes, kept))
+
+
+def total_macs(model: ir.Model, shapes: Shapes) -> int:
+    """Return the MACs of the main graph under the given shapes; a node with unknown sizes counts none."""
+    return sum(node_macs(node, lookup(shapes)) or 0 for node in model.graph)

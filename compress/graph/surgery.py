@@ -1,0 +1,102 @@
+"""Cutting channels and folding matrices: the only place where weights of a structured rewrite are edited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import BackendError
+from onnxprune.graph import constants
+from onnxprune.graph.labels import Consumer
+from onnxprune.graph.spaces import Analysis
+
+
+def cut(analysis: Analysis, kept: Mapping[str, Sequence[int] | np.ndarray]) -> None:
+    """Cut every named space down to its kept channel indices, in place (methods: slicing all members with one I).
+
+    Weights, biases, normalisation parameters, literal shapes and group counts of all members are rewritten
+    together; what is dropped is simply gone (fold first with :func:`fold` to compensate).
+    """
+    keep = analysis.keep_mask(kept)
+    tracer = analysis.tracer
+    for value, axes in tracer.labels.items():
+        if not value.is_initializer():
+            continue
+        masks = {i: keep[analysis.component[labels]] for i, labels in enumerate(axes) if labels is not None}
+        cutting = {axis: mask for axis, mask in masks.items() if not mask.all()}
+        if not cutting:
+            continue
+        data = constants.array(value)
+        assert data is not None
+        for axis, mask in cutting.items():
+            if not mask.any():
+                raise BackendError(f"cutting would leave '{value.name}' without a single channel")
+            data = np.compress(mask, data, axis=axis)
+        constants.set_array(value, data)
+    for literal in tracer.literals:
+        sizes = constants.array(literal.constant)
+        assert sizes is not None
+        changed = sizes.copy()
+        changed[literal.position] = _size(analysis, literal.value, literal.axis, keep)
+        if not np.array_equal(changed, sizes):
+            constants.set_array(literal.constant, changed)
+    for group in tracer.groups:
+        count = _size(analysis, group.value, group.axis, keep)
+        group.node.attributes["group"] = ir.AttrInt64("group", count)
+
+
+def _size(analysis: Analysis, value: ir.Value, axis: int, keep: np.ndarray) -> int:
+    labels = analysis.tracer.labels[value][axis]
+    return int(keep[analysis.channels_of(labels)].sum())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an axis repeats its channels: position = (o, c, i) of ``outer`` x ``len(channels)`` x ``inner``."""
+
+    outer: int
+    channels: np.ndarray
+    inner: int
+
+
+def layout(analysis: Analysis, consumer: Consumer) -> Layout | None:
+    """Return how the consumed axis repeats its channels, or None where it follows no such pattern."""
+    found = analysis.channels_of(analysis.tracer.labels[consumer.weight][consumer.weight_axis])
+    distinct = len(np.unique(found))
+    changes = np.flatnonzero(np.diff(found))
+    inner = int(changes[0]) + 1 if len(changes) else len(found)
+    if len(found) % (distinct * inner):
+        return None
+    outer = len(found) // (distinct * inner)
+    channels = found[: distinct * inner : inner]
+    regular = np.array_equal(found, np.tile(channels.repeat(inner), outer))
+    return Layout(outer, channels, inner) if regular else None
+
+
+def weight_rows(consumer: Consumer, shape: Layout) -> np.ndarray:
+    """Return a consumer's weight as float64 rows over channels: [everything else, C]."""
+    data = constants.array(consumer.weight)
+    assert data is not None
+    moved = np.moveaxis(data.astype(np.float64), consumer.weight_axis, -1)
+    split = moved.reshape(*moved.shape[:-1], shape.outer, len(shape.channels), shape.inner)
+    return np.ascontiguousarray(np.moveaxis(split, -2, -1)).reshape(-1, len(shape.channels))
+
+
+def set_weight_rows(consumer: Consumer, shape: Layout, rows: np.ndarray) -> None:
+    """Write rows from :func:`weight_rows` (same width) back into the consumer's weight."""
+    data = constants.array(consumer.weight)
+    assert data is not None
+    moved = np.moveaxis(data, consumer.weight_axis, -1).shape
+    split = rows.reshape(*moved[:-1], shape.outer, shape.inner, len(shape.channels))
+    joined = np.moveaxis(split, -1, -2).reshape(moved)
+    constants.set_array(consumer.weight, np.moveaxis(joined, -1, consumer.weight_axis))
+
+
+def axis_norms(weight: ir.Value, axis: int) -> np.ndarray:
+    """Return the L2 norm of a weight's slice at every position of ``axis``."""
+    data = constants.array(weight)
+    assert data is not None
+    return np.asarray(np.linalg.norm(np.moveaxis(data.astype(np.float64), axis, 0).reshape(data.shape[axis], -1), axis=1))

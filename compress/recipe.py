@@ -1,0 +1,190 @@
+"""Recipes: ``surp(sparsity=0.8),id(flops=0.5)`` or a YAML file, turned into pass objects.
+
+Passes are reached through a table of strings, so that naming one loads only its own file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune.budget import Target
+from onnxprune.contract import OptionSpec, Pass, options_of
+from onnxprune.errors import OptionError
+
+PASSES: dict[str, str] = {
+    "surp": "onnxprune.passes.surp:Surp",
+    "id": "onnxprune.passes.id:Id",
+    "fold_bn": "onnxprune.passes.fold_bn:FoldBn",
+    "cleanup": "onnxprune.passes.cleanup:Cleanup",
+}
+SIZES = ("keep", "flops", "params", "bytes", "latency", "sparsity")
+_STEP = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def pass_class(name: str) -> Any:
+    """Return the class of a pass.
+
+    Raises:
+        OptionError: There is no such pass; the nearest name is suggested.
+    """
+    known = name.replace("-", "_")
+    if known not in PASSES:
+        raise OptionError(f"unknown pass '{name}'{nearest(name, PASSES)}; there are {', '.join(sorted(PASSES))}")
+    module, _, attribute = PASSES[known].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``: did you mean 'x'?`` for a close name, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean '{close[0]}'?" if close else ""
+
+
+def parse(recipe: str, targets: Sequence[Target] = ()) -> list[Pass]:
+    """Return the passes of a recipe in order, sizes filled from targets; a pass without one stays bare.
+
+    Raises:
+        OptionError: The text is not a recipe; a pass or option is unknown; a value is out of range; a target
+            fits no pass.
+    """
+    steps = [(name, _typed(name, options)) for name, options in _steps(recipe)]
+    if not steps:
+        raise OptionError("the recipe is empty; name at least one pass, for example surp,id")
+    _fill_targets(steps, targets)
+    return [pass_class(name)(**options) for name, options in steps]
+
+
+def _steps(recipe: str) -> list[tuple[str, dict[str, Any]]]:
+    if recipe.endswith((".yaml", ".yml")):
+        return _from_yaml(Path(recipe))
+    return [_step(part) for part in _split(recipe)]
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside parentheses."""
+    parts, depth, start = [], 0, 0
+    for position, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            raise OptionError(f"recipe '{text}': ')' at position {position + 1} closes nothing")
+        if letter == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    if depth:
+        raise OptionError(f"recipe '{text}': a '(' is never closed")
+    parts.append(text[start:])
+    if any(not part.strip() for part in parts) and len(parts) > 1:
+        raise OptionError(f"recipe '{text}': there is nothing between two commas or after the last one")
+    return [part for part in parts if part.strip()]
+
+
+def _step(text: str) -> tuple[str, dict[str, Any]]:
+    found = _STEP.fullmatch(text)
+    if found is None:
+        raise OptionError(f"recipe step '{text.strip()}' is not of the form name or name(option=value, ...)")
+    name, inside = found.group(1).replace("-", "_"), found.group(2) or ""
+    options: dict[str, Any] = {}
+    for item in _split(inside) if inside.strip() else []:
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise OptionError(f"recipe step '{text.strip()}': '{item.strip()}' is not of the form option=value")
+        if key in options:
+            raise OptionError(f"recipe step '{text.strip()}': option '{key}' is given twice")
+        options[key] = value.strip().strip("\"'")
+    return name, options
+
+
+def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    import yaml
+
+    if not path.is_file():
+        raise OptionError(f"recipe file '{path}' does not exist")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"recipe file '{path}' is not YAML: {str(error).splitlines()[0]}") from error
+    passes = content.get("passes") if isinstance(content, Mapping) else content
+    if not isinstance(passes, list):
+        raise OptionError(f"recipe file '{path}' needs a list under 'passes', for example passes: [surp, {{id: {{flops: 0.5}}}}]")
+    unknown = [key for key in content if key != "passes"] if isinstance(content, Mapping) else []
+    if unknown:
+        raise OptionError(f"recipe file '{path}': unknown key '{unknown[0]}'; only 'passes' is read")
+    return [_from_entry(path, entry) for entry in passes]
+
+
+def _from_entry(path: Path, entry: object) -> tuple[str, dict[str, Any]]:
+    if isinstance(entry, str):
+        return _step(entry)
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, options = next(iter(entry.items()))
+        if options is None or isinstance(options, Mapping):
+            return str(name).replace("-", "_"), {str(k).replace("-", "_"): v for k, v in (options or {}).items()}
+    raise OptionError(f"recipe file '{path}': {entry!r} is not a pass name or {{name: {{option: value}}}}")
+
+
+def _typed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn option texts into values of the declared kinds."""
+    specs = {spec.name: spec for spec in options_of(pass_class(name))}
+    for key in options:
+        if key not in specs:
+            known = ", ".join(specs) or "none"
+            raise OptionError(f"{name}: unknown option '{key}'{nearest(key, specs)}; it takes {known}")
+    return {key: _value(name, specs[key], value) for key, value in options.items()}
+
+
+def _value(owner: str, spec: OptionSpec, given: Any) -> Any:
+    refusal = OptionError(f"{owner}: {spec.name}={given} is not accepted; give {spec.accepted}")
+    if spec.kind is bool:
+        word = str(given).lower()
+        if word not in _TRUE + _FALSE:
+            raise refusal
+        return word in _TRUE
+    if isinstance(given, bool):
+        raise refusal
+    try:
+        return spec.kind(given)
+    except (TypeError, ValueError) as error:
+        raise refusal from error
+
+
+def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Target]) -> None:
+    """Give each target to the last pass that takes it and names no size of its own, in place."""
+    for target in targets:
+        takers = [
+            options
+            for name, options in steps
+            if target.name in {spec.name for spec in options_of(pass_class(name))} and not set(options) & set(SIZES)
+        ]
+        if not takers:
+            able = [name for name, _ in steps if target.name in {s.name for s in options_of(pass_class(name))}]
+            why = f"{', '.join(able)} names a size already" if able else "no pass of the recipe takes it"
+            raise OptionError(f"--target {target.name}={target.value:g}: {why}; add a pass for it or drop the target")
+        takers[-1][target.name] = target.value
+
+
+def options(item: Pass) -> dict[str, Any]:
+    """Return the options of a pass that differ from their defaults, and the size that a bare pass uses."""
+    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
+    given = {spec.name: value for spec, value in pairs if value != spec.default}
+    default = getattr(item, "default_size", None)
+    if default is not None and not set(given) & set(SIZES):
+        return {default[0]: default[1], **given}
+    return given
+
+
+def canonical(passes: Iterable[Pass]) -> str:
+    """Return the recipe that gives exactly these passes."""
+    return ",".join(_written(item) for item in passes)
+
+
+def _written(item: Pass) -> str:
+    given = options(item)
+    texts = [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()]
+    return f"{item.name}({','.join(texts)})" if texts else item.name

@@ -1,0 +1,1 @@
+"""The report: one dataclass, and JSON, Markdown and terminal views of it."""

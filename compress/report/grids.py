@@ -1,0 +1,176 @@
+"""The report's tables as rows of text: what every view (Markdown, terminal, HTML) shows, said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.evaluate.evidence import Accuracy, Agreement
+from onnxprune.evaluate.intervals import clopper_pearson
+from onnxprune.report.figures import UNKNOWN, interval, number, percent, points, settings
+from onnxprune.report.report import Report, Step
+
+WORST_CLASSES = 50
+"""How many classes a table shows, the worst first; the JSON report has them all."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text; the first ``words`` columns hold words, the others figures."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def cost_grid(report: Report) -> Grid:
+    """Return each cost before, after, and their ratio; FLOPs are twice the MACs."""
+    cost = report.cost
+    named = (
+        ("parameters", cost.params, 1),
+        ("nonzero weights", cost.nonzero, 1),
+        ("MACs", cost.macs, 1),
+        ("FLOPs (2 x MACs)", cost.macs, 2),
+        ("weight bytes", cost.bytes, 1),
+    )
+    rows = []
+    for name, change, times in named:
+        before, after = (
+            None if figure is None else figure * times for figure in (change.before, change.after)
+        )
+        rows.append((name, number(before), number(after), percent(change.ratio)))
+    return Grid(("cost", "before", "after", "ratio"), tuple(rows))
+
+
+def agreement_grid(agreement: Agreement) -> Grid:
+    """Return top-1 and top-5 agreement with their intervals."""
+    named = [("same top-1", agreement.top1)]
+    if agreement.top5 is not None:
+        named.append(("top-1 still in top-5", agreement.top5))
+    rows = tuple((name, percent(share.rate), interval(share.low, share.high)) for name, share in named)
+    level = f"{percent(agreement.top1.confidence)} interval"
+    return Grid(("agreement", "rate", level), rows)
+
+
+def accuracy_grid(accuracy: Accuracy, examples: int, confidence: float) -> Grid:
+    """Return both models' accuracy with intervals, top-5 and loss, and the change with its p-value."""
+    rows = []
+    for name, share in (("original", accuracy.original), ("compressed", accuracy.compressed)):
+        ends = clopper_pearson(round(share * examples), examples, confidence)
+        rows.append((f"{name} top-1", percent(share), interval(*ends)))
+    # The sign is the reader's: a drop of 0.3 points is a change of -0.3.
+    rows.append(("change", points(-accuracy.drop), f"p = {accuracy.mcnemar_p:.3g} (McNemar)"))
+    if accuracy.top5 is not None:
+        rows.append(("original top-5", percent(accuracy.top5.original), ""))
+        rows.append(("compressed top-5", percent(accuracy.top5.compressed), ""))
+    rows.append(("original loss (nats)", number(accuracy.loss.original), ""))
+    rows.append(("compressed loss (nats)", number(accuracy.loss.compressed), ""))
+    return Grid(("accuracy", "figure", f"{percent(confidence)} interval"), tuple(rows))
+
+
+def class_grid(agreement: Agreement, accuracy: Accuracy | None) -> Grid:
+    """Return classes, the lowest agreement first; accuracy columns only where there are labels."""
+    judged = {each.label: each for each in accuracy.per_class} if accuracy else {}
+    columns = ["class", "decisions", "agreement", f"{percent(agreement.top1.confidence)} interval"]
+    if accuracy:
+        columns += ["labelled", "accuracy before", "after"]
+    rows = []
+    for each in sorted(agreement.per_class, key=lambda each: each.rate)[:WORST_CLASSES]:
+        row = [each.label, number(each.count), percent(each.rate), interval(each.low, each.high)]
+        if accuracy:
+            own = judged.get(each.label)
+            row += (
+                [number(own.count), percent(own.original), percent(own.compressed)]
+                if own
+                else ["0", "-", "-"]
+            )
+        rows.append(tuple(row))
+    return Grid(tuple(columns), tuple(rows))
+
+
+def confusion_grid(agreement: Agreement) -> Grid:
+    """Return the most frequent changes of decision."""
+    rows = tuple((before, after, number(count)) for before, after, count in agreement.flips.confusion)
+    return Grid(("original decided", "compressed decides", "times"), rows, words=2)
+
+
+def output_grid(report: Report) -> Grid:
+    """Return how far every output moved."""
+    rows = tuple(
+        (
+            each.name,
+            each.kind,
+            *map(_dash, (each.max_abs, each.mean_abs, each.rel_l2, each.cosine, each.r2, each.equal)),
+        )
+        for each in report.outputs
+    )
+    columns = ("output", "kind", "max abs", "mean abs", "relative L2", "cosine", "R2", "equal")
+    return Grid(columns, rows, words=2)
+
+
+def step_grid(report: Report, *, options: bool) -> Grid:
+    """Return the model's cost after every step."""
+    rows = []
+    for place, step in enumerate(report.steps, 1):
+        cost = step.cost
+        figures = (cost.params, cost.nonzero, cost.macs, cost.bytes) if cost else (None,) * 4
+        name = f"{place}. {step.pass_name}"
+        if options and step.options:
+            name += f"({settings(step.options)})"
+        rows.append((name, *map(number, figures), f"{step.seconds:.1f}"))
+    return Grid(("after step", "parameters", "nonzero", "MACs", "bytes", "seconds"), tuple(rows))
+
+
+def skipped_grid(step: Step) -> Grid:
+    """Return the nodes a step left alone, with its reasons."""
+    rows = tuple((each.node, each.reason) for each in step.skipped)
+    return Grid(("node", "left as it was because"), rows, words=2)
+
+
+def layer_grid(step: Step) -> Grid | None:
+    """Return a step's figures per layer, columns in the order they first appear; None where it gives none."""
+    layers = step.numbers.get("layers")
+    if (
+        not isinstance(layers, Sequence)
+        or not layers
+        or not all(isinstance(each, Mapping) for each in layers)
+    ):
+        return None
+    columns = tuple(dict.fromkeys(str(key) for layer in layers for key in layer))
+    rows = tuple(tuple(number(layer[key]) if key in layer else "-" for key in columns) for layer in layers)
+    return Grid(columns, rows)
+
+
+def gate_grid(report: Report) -> Grid:
+    """Return every gate, what was wanted and what was got."""
+    rows = tuple(
+        (gate.name, number(gate.wanted), UNKNOWN if gate.got is None else f"{gate.got:.6g}", _met(gate.met))
+        for gate in report.gates
+    )
+    return Grid(("gate", "wanted", "got", "met"), rows)
+
+
+def data_grid(report: Report) -> Grid:
+    """Return the examples of both sides."""
+    named = (("calibration", report.data.calib), ("evaluation", report.data.eval))
+    rows = tuple(
+        (name, side.source, number(side.examples), side.sha256 or UNKNOWN)
+        if side
+        else (name, "none", "0", "-")
+        for name, side in named
+    )
+    return Grid(("data", "source", "examples", "sha256"), rows, words=2)
+
+
+def pair_grid(title: str, pairs: Mapping[str, Any]) -> Grid:
+    """Return names and values as two columns."""
+    return Grid((title, "value"), tuple((name, number(value)) for name, value in pairs.items()), words=2)
+
+
+def _dash(figure: float | None) -> str:
+    return "-" if figure is None else number(figure)
+
+
+def _met(met: bool) -> str:
+    return "yes" if met else "NO"

@@ -1,0 +1,161 @@
+"""The report as Markdown: verdict first, then every table with what it rests on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from onnxprune.report.figures import number
+from onnxprune.report.grids import (
+    WORST_CLASSES,
+    Grid,
+    accuracy_grid,
+    agreement_grid,
+    class_grid,
+    confusion_grid,
+    cost_grid,
+    data_grid,
+    gate_grid,
+    layer_grid,
+    output_grid,
+    pair_grid,
+    skipped_grid,
+    step_grid,
+)
+from onnxprune.report.report import SCHEMA, Report, Step
+from onnxprune.report.verdict import flips_sentence, latency_sentence, remarks, verdict, worst_class
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown text (tables in the GitHub form), the same text for the same report."""
+    blocks = [
+        "# onnxprune report",
+        f"**{verdict(report)}**",
+        *remarks(report),
+        *_models(report),
+        "## Cost",
+        _table(cost_grid(report)),
+        *_gates(report),
+        *_decisions(report),
+        *_outputs(report),
+        *_steps(report),
+        *_latency(report),
+        *_data(report),
+        *_warnings(report),
+        *_made_with(report),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _models(report: Report) -> Iterator[str]:
+    source = report.source
+    lines = [f"- source: {_code(source.path)}, opset {source.opset}, sha256 {source.sha256}"]
+    if report.result is None:
+        lines.append("- result: no model was written")
+    else:
+        written = f"{number(report.result.bytes)} bytes, sha256 {report.result.sha256}"
+        lines.append(f"- result: {_code(report.result.path)}, {written}")
+    if report.recipe is not None:
+        lines.append(f"- recipe: {_code(report.recipe)}")
+    yield "\n".join(lines)
+
+
+def _gates(report: Report) -> Iterator[str]:
+    if report.gates:
+        yield "## Gates"
+        yield _table(gate_grid(report))
+        yield "\n".join(f"- {_text(gate.message)}" for gate in report.gates)
+
+
+def _decisions(report: Report) -> Iterator[str]:
+    agreement, accuracy = report.agreement, report.accuracy
+    if agreement is None:
+        return
+    yield "## Decisions"
+    yield _table(agreement_grid(agreement))
+    yield _text(" ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
+    if agreement.flips.confusion:
+        yield _table(confusion_grid(agreement))
+    if accuracy is not None:
+        yield "## Accuracy"
+        yield _table(accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
+    yield "## Classes"
+    if len(agreement.per_class) > WORST_CLASSES:
+        total = number(len(agreement.per_class))
+        yield f"The {WORST_CLASSES} worst of {total} classes; the JSON report has them all."
+    yield _table(class_grid(agreement, accuracy))
+
+
+def _outputs(report: Report) -> Iterator[str]:
+    if not report.outputs:
+        return
+    yield "## Outputs"
+    yield _table(output_grid(report))
+    if report.output_error is not None and report.output_error.kl is not None:
+        yield f"Mean KL divergence from the original: {number(report.output_error.kl)} nats."
+
+
+def _steps(report: Report) -> Iterator[str]:
+    if not report.steps:
+        return
+    yield "## Steps"
+    yield _table(step_grid(report, options=True))
+    for place, step in enumerate(report.steps, 1):
+        told = list(_step(step))
+        if told:
+            yield f"### {place}. {_text(step.pass_name)}"
+            yield from told
+
+
+def _step(step: Step) -> Iterator[str]:
+    layers = layer_grid(step)
+    others = {key: value for key, value in step.numbers.items() if key != "layers" or layers is None}
+    if others:
+        yield _table(pair_grid("number", others))
+    if layers is not None:
+        yield _table(layers)
+    if step.skipped:
+        yield _table(skipped_grid(step))
+
+
+def _latency(report: Report) -> Iterator[str]:
+    if report.latency is not None:
+        yield "## Latency"
+        timed = latency_sentence(report)
+        if timed is not None:
+            yield timed
+        yield _table(pair_grid("figure", report.latency))
+
+
+def _data(report: Report) -> Iterator[str]:
+    yield "## Data"
+    yield _table(data_grid(report))
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    if report.warnings:
+        yield "## Warnings"
+        yield "\n".join(f"- {_text(warning)}" for warning in report.warnings)
+
+
+def _made_with(report: Report) -> Iterator[str]:
+    yield "## Made with"
+    facts = {"providers": ", ".join(report.providers) or "none", "seed": report.seed, **report.versions}
+    yield _table(pair_grid("fact", {**facts, "schema": SCHEMA}))
+
+
+def _table(grid: Grid) -> str:
+    rules = ["---" if place < grid.words else "---:" for place in range(len(grid.columns))]
+    lines = [map(_text, grid.columns), rules, *(map(_text, row) for row in grid.rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(text: str) -> str:
+    """Return text that Markdown shows as it stands, on one line; underscores within words need no escape."""
+    escaped = re.sub(r"([\\|<>*`\[\]])|(?<![^\W_])(_)|(_)(?![^\W_])", r"\\\g<0>", text)
+    return " ".join(escaped.split())
+
+
+def _code(text: str) -> str:
+    """Return text as code; two backticks around it where it holds one itself."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"

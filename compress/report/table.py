@@ -1,0 +1,78 @@
+"""The report on a terminal: compact tables that fit 80 columns, plain text where there is no terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.report.grids import Grid, accuracy_grid, agreement_grid, cost_grid, step_grid
+from onnxprune.report.report import Report
+from onnxprune.report.verdict import flips_sentence, latency_sentence, remarks, verdict, worst_class
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SKIPPED = 5
+"""How many skipped nodes a step names; the Markdown and JSON reports have them all."""
+
+
+def render(report: Report, console: Console) -> None:
+    """Print the report compactly: verdict, cost, decisions, steps, gates, warnings."""
+    agreement, accuracy = report.agreement, report.accuracy
+    # No line of a report is markup: a node may well be called "[red]".
+    _say(console, verdict(report), "bold")
+    for remark in remarks(report):
+        _say(console, remark, "yellow")
+    _grid(console, cost_grid(report))
+    if agreement is not None:
+        _grid(console, agreement_grid(agreement))
+        if accuracy is not None:
+            _grid(console, accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
+        console.print()
+        _say(console, " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
+    timed = latency_sentence(report)
+    if timed is not None:
+        _say(console, timed)
+    if report.steps:
+        _grid(console, step_grid(report, options=False))
+        _skipped(report, console)
+    if report.gates:
+        console.print()
+        for gate in report.gates:
+            _say(console, gate.message, "green" if gate.met else "bold red")
+    if report.warnings:
+        console.print()
+    for warning in report.warnings:
+        _say(console, f"warning: {warning}", "yellow")
+
+
+def _skipped(report: Report, console: Console) -> None:
+    for step in report.steps:
+        for each in step.skipped[:SKIPPED]:
+            _say(console, f"{step.pass_name} left {each.node}: {each.reason}", "dim")
+        if len(step.skipped) > SKIPPED:
+            _say(
+                console, f"{step.pass_name} left {len(step.skipped) - SKIPPED} more nodes as they were", "dim"
+            )
+
+
+def _grid(console: Console, grid: Grid) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
+    for place, column in enumerate(grid.columns):
+        is_words = place < grid.words
+        table.add_column(
+            Text(column), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold"
+        )
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    console.print()
+    console.print(table)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text(text, style=style, overflow="fold"))

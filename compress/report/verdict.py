@@ -1,0 +1,107 @@
+"""The report in one sentence, and the remarks no reader should miss."""
+
+from __future__ import annotations
+
+from onnxprune.evaluate.evidence import Agreement
+from onnxprune.report.figures import amount, interval, number, percent
+from onnxprune.report.report import Report
+
+SMALLER_NOT_FASTER = (
+    "Smaller, not faster: zeros were made, but ONNX Runtime computes with a zero as with any other weight. "
+    "They pay off once the model is coded or zipped."
+)
+MADE_UP_DATA = "The inputs were made up at random: these figures say nothing about real data."
+
+
+def verdict(report: Report) -> str:
+    """Return one sentence: decisions, accuracy, size, gates."""
+    parts = [_decisions(report), _accuracy(report), _size(report), _gates(report)]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def remarks(report: Report) -> list[str]:
+    """Return what must be said plainly beside the verdict."""
+    said = []
+    if only_zeros(report):
+        said.append(SMALLER_NOT_FASTER)
+    if report.data.synthetic:
+        said.append(MADE_UP_DATA)
+    return said
+
+
+def only_zeros(report: Report) -> bool:
+    """Tell whether the recipe made zeros and nothing that would run faster."""
+    macs, nonzero = report.cost.macs.ratio, report.cost.nonzero.ratio
+    return macs == 1 and nonzero is not None and nonzero < 1
+
+
+def flips_sentence(agreement: Agreement) -> str:
+    """Return what became of the decisions."""
+    flips = agreement.flips
+    sentence = f"{flips.kept:,} of {amount(agreement.examples, 'decision')} kept, {flips.count:,} changed"
+    if flips.lost is not None and flips.gained is not None and flips.count:
+        sentence += f": {flips.lost:,} right to wrong, {flips.gained:,} wrong to right"
+        sentence += f", {flips.changed_wrong or 0:,} wrong to another wrong"
+    return sentence + "."
+
+
+def worst_class(agreement: Agreement) -> str | None:
+    """Return the class whose decisions changed most often, or None when none changed."""
+    if not agreement.flips.count:
+        return None
+    # The lowest upper bound: one change among two examples is weaker evidence than thirty among a hundred.
+    worst = min(agreement.per_class, key=lambda each: (each.high, each.rate))
+    kept = f"{percent(worst.rate)} of {amount(worst.count, 'decision')} kept"
+    return f"Worst class: {worst.label} ({kept}, {interval(worst.low, worst.high)})."
+
+
+def latency_sentence(report: Report) -> str | None:
+    """Return both models' time per run, or None where they were not timed."""
+    times = report.latency or {}
+    before, after = times.get("original_ms"), times.get("compressed_ms")
+    if not isinstance(before, int | float) or not isinstance(after, int | float) or not before:
+        return None
+    share, batch = percent(after / before), times.get("batch", 1)
+    return f"Latency: {number(before)} ms before, {number(after)} ms after ({share}), batch {batch}."
+
+
+def _decisions(report: Report) -> str:
+    if report.agreement is not None:
+        top1 = report.agreement.top1
+        kept = f"{report.agreement.flips.kept:,} of {amount(report.agreement.examples, 'decision')} kept"
+        level = percent(top1.confidence)
+        return f"{kept} ({percent(top1.rate)}, {level} interval {interval(top1.low, top1.high)})"
+    if report.output_error is not None and report.output_error.rel_l2 is not None:
+        return f"outputs moved by {percent(report.output_error.rel_l2)} (relative L2)"
+    return "decisions not judged"
+
+
+def _accuracy(report: Report) -> str:
+    if report.accuracy is None:
+        return ""
+    return f"accuracy {percent(report.accuracy.original)} before, {percent(report.accuracy.compressed)} after"
+
+
+def _size(report: Report) -> str:
+    cost = report.cost
+    named = [("FLOPs", cost.macs.ratio), ("parameters", cost.params.ratio)]
+    if cost.nonzero.ratio != cost.params.ratio:
+        named.append(("nonzero weights", cost.nonzero.ratio))
+    named.append(("bytes", cost.bytes.ratio))
+    known = [(word, ratio) for word, ratio in named if ratio is not None]
+    if not known:
+        return "size unknown"
+    if all(ratio == 1 for _, ratio in known):
+        return "the same size as the original"
+    return ", ".join(f"{percent(ratio)} of the {word}" for word, ratio in known)
+
+
+def _gates(report: Report) -> str:
+    missed = sum(not gate.met for gate in report.gates)
+    if not report.gates:
+        return ""
+    if not missed:
+        return "the gate is met" if len(report.gates) == 1 else f"all {len(report.gates)} gates are met"
+    if len(report.gates) == 1:
+        return "the gate is NOT met"
+    return f"{missed} of {len(report.gates)} gates NOT met"

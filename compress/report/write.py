@@ -1,0 +1,56 @@
+"""Reports to files: the suffix chooses the form, and a file is whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from onnxprune.errors import BackendError, OptionError
+from onnxprune.report.markdown import markdown
+from onnxprune.report.report import Report
+
+FORMS: Final[dict[str, Callable[[Report], str]]] = {".json": Report.to_json, ".md": markdown}
+
+
+def check_report_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse a path no report can be written to, so that a run can say so before it starts.
+
+    Raises:
+        OptionError: if the suffix names no form of report, or the folder is missing or not writable.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in FORMS:
+        found = f"ends in {target.suffix!r}" if target.suffix else "has no suffix"
+        raise OptionError(f"report {str(target)!r} {found}; accepted are {', '.join(FORMS)}")
+    if target.is_dir():
+        raise OptionError(f"report {str(target)!r} is a folder; give the path of a file")
+    folder = target.parent
+    if not folder.is_dir():
+        raise OptionError(f"report {str(target)!r}: folder {str(folder)!r} does not exist; create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"report {str(target)!r}: folder {str(folder)!r} is not writable; choose another")
+    return target
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write the report as JSON or Markdown, replacing the file at once when it is complete.
+
+    Raises:
+        OptionError: if the path cannot take a report.
+        BackendError: if the file system fails while writing; nothing new is left behind then.
+    """
+    target = check_report_path(path)
+    text = FORMS[target.suffix.lower()](report)
+    # Beside the target, for a rename moves files within one file system only.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(target)
+    except OSError as error:
+        raise BackendError(
+            f"report {str(target)!r} could not be written: {error.strerror or error}"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

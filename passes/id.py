@@ -1,0 +1,201 @@
+"""The pass ``id``: interpolative decomposition of channels (Chee, Renz, Damle, De Sa, 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
+from onnxprune.errors import OptionError
+from onnxprune.fit.allocate import fraction_widths, uniform_widths
+from onnxprune.fit.fold import fold_consumer
+from onnxprune.graph import spaces, surgery
+from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.kept import record_kept
+from onnxprune.graph.labels import Consumer
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.spaces import Analysis, ChannelSpace
+from onnxprune.linalg import interpolation, interpolation_error, pivoted_cholesky
+from onnxprune.runtime.observers import Gram, GramResult
+
+# Below this many rows per channel a Gram matrix says little about rank.
+_ROWS_PER_CHANNEL = 10
+_RIDGE = 1e-10
+
+
+@dataclass(frozen=True)
+class Id:
+    """Keep k channels of every space and express the dropped ones by them, folded into the next layer.
+
+    The channels are the first k pivots of a column-pivoted factorisation of the activations that the consumers
+    read; T is folded into the consumers' weights, on the support of each row where earlier passes made zeros.
+    """
+
+    keep: float | None = option(
+        None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0
+    )
+    flops: float | None = option(
+        None, float, "FLOPs after this pass over those of the source model; default 0.9", low=0.0, above=True, high=1.0
+    )
+    preserve_zeros: bool = option(True, bool, "weights that are zero before stay zero")
+
+    name: ClassVar[str] = "id"
+    summary: ClassVar[str] = "drops channels and folds them into the next layer (interpolative decomposition)"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
+    default_size: ClassVar[tuple[str, float]] = ("flops", 0.9)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.keep is not None and self.flops is not None:
+            raise OptionError("id: keep and flops are both given; one size decides, give one of them")
+
+    def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
+        """Return one Gram matrix per tensor that a consumer of a prunable space reads."""
+        if self.keep == 1.0:
+            return {}
+        analysis = spaces.analyse(prepare(model))
+        found: dict[Tap, Observer] = {}
+        for space in _treatable(analysis)[0]:
+            for consumer in space.consumers:
+                shape = surgery.layout(analysis, consumer)
+                assert shape is not None
+                tap = Tap(str(consumer.value.name), consumer.axis)
+                found[tap] = Gram(consumer.axis, len(shape.channels), shape.outer, shape.inner)
+        return found
+
+    def apply(self, model: ir.Model, context: Context) -> StepResult:
+        """Return the model with narrower spaces; errors per space are in ``numbers["layers"]``."""
+        work = prepare(model)
+        analysis = spaces.analyse(work)
+        chosen, skipped = _treatable(analysis)
+        widths = self._widths(analysis, chosen, context)
+        layers, kept = [], {}
+        for space in chosen:
+            if widths[space.name] >= space.width:
+                continue
+            indices, row = self._reduce(analysis, space, widths[space.name], context)
+            kept[space.name] = indices
+            layers.append(row)
+        if kept:
+            _fold(analysis, chosen, kept, context, self.preserve_zeros)
+            surgery.cut(analysis, kept)
+            record_kept(work, {str(p.node.name): kept[s.name] for s in chosen if s.name in kept for p in s.producers})
+        result = finish(work)
+        warnings = () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
+        numbers = {"spaces": len(chosen), "layers": layers}
+        return StepResult(result, skipped, numbers, self._reached(result, context), warnings)
+
+    def _widths(self, analysis: Analysis, chosen: list[ChannelSpace], context: Context) -> dict[str, int]:
+        full = {space.name: space.width for space in chosen}
+        if self.keep is not None:
+            return fraction_widths(full, self.keep)
+        limit = int(self._flops * context.original_cost.macs)
+        shapes = concrete_shapes(analysis.model, context.inputs)
+
+        def cost(widths: Mapping[str, int]) -> int:
+            return spaces.predicted_macs(analysis, shapes, {name: np.arange(count) for name, count in widths.items()})
+
+        return uniform_widths(full, cost, limit)
+
+    @property
+    def _flops(self) -> float:
+        return self.default_size[1] if self.flops is None else self.flops
+
+    def _reached(self, result: ir.Model, context: Context) -> dict[str, tuple[float, float]]:
+        if self.flops is None or not context.original_cost.macs:
+            return {}
+        macs = spaces.total_macs(result, concrete_shapes(result, context.inputs))
+        return {"flops": (self.flops, macs / context.original_cost.macs)}
+
+    def _reduce(
+        self, analysis: Analysis, space: ChannelSpace, width: int, context: Context
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the kept channel indices of one space, ascending, and its row of the report."""
+        grams = [_space_gram(analysis, space, consumer, context) for consumer in space.consumers]
+        total = sum(gram / max(float(np.trace(gram)), np.finfo(float).tiny) for gram, _ in grams)
+        rows = min(count for _, count in grams)
+        factored = pivoted_cholesky(np.asarray(total), width)
+        pivots = factored.pivots
+        note = None
+        if rows < _ROWS_PER_CHANNEL * space.width:
+            pivots = _fill(pivots, space, analysis, width)
+            note = f"only {rows} rows for {space.width} channels; give more calibration examples"
+        elif len(pivots) < width:
+            note = f"numerical rank {len(pivots)} is below {width}: the rest is redundant"
+        kept = np.sort(pivots if len(pivots) else np.zeros(1, dtype=np.int64))
+        errors = [interpolation_error(gram, kept, interpolation(gram, kept, _RIDGE)) for gram, _ in grams]
+        row = {"space": space.name, "width": space.width, "kept": len(kept), "relative_error": max(errors)}
+        return kept, row if note is None else {**row, "note": note}
+
+
+def _treatable(analysis: Analysis) -> tuple[list[ChannelSpace], dict[str, str]]:
+    """Return the spaces whose consumers can all take a folded matrix, and why the others are left alone."""
+    skipped = dict(analysis.refused)
+    chosen = []
+    for space in analysis.prunable:
+        irregular = [c for c in space.consumers if surgery.layout(analysis, c) is None]
+        if irregular:
+            skipped[space.name] = f"'{irregular[0].node.name}' reads its channels in an irregular order"
+        elif not space.consumers:
+            skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
+        else:
+            chosen.append(space)
+    return chosen, skipped
+
+
+def _gram(consumer: Consumer, context: Context) -> GramResult:
+    found = context.statistics[Tap(str(consumer.value.name), consumer.axis)]
+    assert isinstance(found, GramResult)
+    return found
+
+
+def _positions(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> np.ndarray:
+    """Return where the space's channels stand among the channels that the consumer reads."""
+    shape = surgery.layout(analysis, consumer)
+    assert shape is not None
+    order = np.argsort(shape.channels)
+    return np.asarray(order[np.searchsorted(shape.channels, space.channels, sorter=order)])
+
+
+def _space_gram(
+    analysis: Analysis, space: ChannelSpace, consumer: Consumer, context: Context
+) -> tuple[np.ndarray, int]:
+    found = _gram(consumer, context)
+    where = _positions(analysis, space, consumer)
+    return found.gram[np.ix_(where, where)], found.rows
+
+
+def _fill(pivots: np.ndarray, space: ChannelSpace, analysis: Analysis, width: int) -> np.ndarray:
+    """Extend pivots to ``width`` channels by the norm of their producers' weights (too few rows for a rank)."""
+    norms = np.zeros(space.width)
+    for producer in space.producers:
+        channels = analysis.channels_of(analysis.tracer.labels[producer.weight][producer.axis])
+        data = surgery.axis_norms(producer.weight, producer.axis)
+        for position, channel in enumerate(space.channels):
+            norms[position] += float(data[channels == channel].sum())
+    rest = [int(i) for i in np.argsort(-norms, kind="stable") if i not in set(pivots.tolist())]
+    return np.concatenate([pivots, np.array(rest[: width - len(pivots)], dtype=np.int64)])
+
+
+def _fold(
+    analysis: Analysis,
+    chosen: list[ChannelSpace],
+    kept: Mapping[str, np.ndarray],
+    context: Context,
+    preserve_zeros: bool,
+) -> None:
+    """Fold what is about to be dropped into every consumer of a space that is cut, each consumer once."""
+    keep = analysis.keep_mask(kept)
+    consumers = {id(c): c for space in chosen if space.name in kept for c in space.consumers}
+    for consumer in consumers.values():
+        shape = surgery.layout(analysis, consumer)
+        assert shape is not None
+        rows = surgery.weight_rows(consumer, shape)
+        staying = np.flatnonzero(keep[shape.channels])
+        folded = fold_consumer(rows, _gram(consumer, context).gram, staying, preserve_zeros=preserve_zeros)
+        surgery.set_weight_rows(consumer, shape, folded)

@@ -1,0 +1,151 @@
+"""The pass ``surp``: successive refinement pruning (Isik, Weissman, No, 2022) on the weights of linear nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.codec.levels import Law, Refinement, refine
+from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
+from onnxprune.errors import ModelError
+from onnxprune.graph import constants
+from onnxprune.graph.cleanup import finish, name_nodes
+
+_LINEAR = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Surp:
+    """Zero the weights that the information-theoretic code has not announced when it reaches a sparsity.
+
+    Every tensor is divided by its L2 norm and all are pooled; biases and normalisation parameters are untouched.
+    """
+
+    sparsity: float | None = option(
+        None, float, "share of zeros among the treated weights; default 0.5", low=0.0, high=1.0, below=True
+    )
+    values: str = option(
+        "reconstruction",
+        str,
+        "surviving weights: the code's own values, or the original ones",
+        choices=("reconstruction", "original"),
+    )
+    alpha: float | None = option(
+        None, float, "first threshold over the mean magnitude; default ln(n / ln n)", low=0.0, above=True, high=1e6
+    )
+    decay: float = option(0.9, float, "factor on alpha", low=0.0, above=True, high=1.0, below=True)
+    patience: int = option(20, int, "levels between two decays of alpha", low=1, high=1_000_000)
+    normalize: bool = option(True, bool, "divide every tensor by its L2 norm before pooling")
+
+    name: ClassVar[str] = "surp"
+    summary: ClassVar[str] = "information-theoretic pruning of single weights (SuRP); needs no data"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    default_size: ClassVar[tuple[str, float]] = ("sparsity", 0.5)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
+        """Nothing: the weights alone decide."""
+        return {}
+
+    def apply(self, model: ir.Model, context: Context) -> StepResult:
+        """Return the model with the same topology and fewer non-zero weights.
+
+        Raises:
+            ModelError: A weight tensor holds NaN or infinity.
+        """
+        work = model.clone()
+        work.meta.update(model.meta)
+        constants.lift(work)
+        name_nodes(work)
+        wanted = self.default_size[1] if self.sparsity is None else self.sparsity
+        tensors, skipped = _treated(work)
+        total = sum(weight.size for weight in tensors.values())
+        if not total or wanted == 0.0:
+            numbers = {"weights": total, "sparsity": _sparsity(tensors), "layers": []}
+            return StepResult(finish(work), skipped=skipped, numbers=numbers)
+        before = {value: np.count_nonzero(weight) for value, weight in tensors.items()}
+        zeros = math.ceil(wanted * total - 1e-9)
+        refinement = self._refine(tensors, total - zeros, context.seed)
+        self._write(tensors, refinement)
+        sparsity = _sparsity(tensors)
+        numbers = {
+            "weights": total,
+            "sparsity": sparsity,
+            "hits": refinement.hits,
+            "levels": refinement.levels,
+            "layers": [_layer(v, weight, int(before[v])) for v, weight in tensors.items()],
+        }
+        reached = {} if self.sparsity is None else {"sparsity": (wanted, sparsity)}
+        return StepResult(finish(work), skipped=skipped, numbers=numbers, reached=reached)
+
+    def _refine(self, tensors: Mapping[ir.Value, np.ndarray], nonzeros: int, seed: int) -> Refinement:
+        pooled = [np.abs(weight).ravel() / self._norm(weight) for weight in tensors.values()]
+        law = Law(alpha=self.alpha, decay=self.decay, patience=self.patience, seed=seed)
+        return refine(np.concatenate(pooled), nonzeros, law)
+
+    def _norm(self, weight: np.ndarray) -> float:
+        return float(np.linalg.norm(weight)) if self.normalize else 1.0
+
+    def _write(self, tensors: dict[ir.Value, np.ndarray], refinement: Refinement) -> None:
+        start = 0
+        for value, weight in tensors.items():
+            magnitude = refinement.values[start : start + weight.size].reshape(weight.shape)
+            start += weight.size
+            if self.values == "original":
+                new = np.where(magnitude > 0.0, weight, 0.0)
+            else:
+                new = np.sign(weight) * magnitude * self._norm(weight)
+            constants.set_array(value, new)
+            tensors[value] = new
+
+
+def _treated(model: ir.Model) -> tuple[dict[ir.Value, np.ndarray], dict[str, str]]:
+    """Return the weights to prune in float64, each initialiser once, and nodes whose weight is left alone."""
+    tensors: dict[ir.Value, np.ndarray] = {}
+    skipped: dict[str, str] = {}
+    for node, value in _weights(model):
+        if value in tensors:
+            continue
+        data = constants.array(value)
+        if data is None or (value.is_graph_input() and model.ir_version >= 4):
+            skipped[str(node.name)] = "its weight is computed or may be fed by the caller, not stored"
+            continue
+        if data.ndim < 2 or value.dtype is None or not value.dtype.is_floating_point():
+            continue
+        wide = data.astype(np.float64)
+        if not np.isfinite(wide).all():
+            raise ModelError(f"weight '{value.name}' of node '{node.name}' holds NaN or infinity; mend the model first")
+        if not wide.any():
+            skipped[str(node.name)] = f"its weight '{value.name}' is all zeros"
+            continue
+        tensors[value] = wide
+    return tensors, skipped
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
+    for node in model.graph:
+        positions = _LINEAR.get(node.op_type, ()) if node.domain == "" else ()
+        values = [node.inputs[i] for i in positions]
+        stored = [value for value in values if value is not None and value.is_initializer()]
+        given = stored or [value for value in values[-1:] if value is not None and len(positions) == 1]
+        for value in given:
+            yield node, value
+
+
+def _sparsity(tensors: Mapping[ir.Value, np.ndarray]) -> float:
+    total = sum(weight.size for weight in tensors.values())
+    zeros = total - sum(int(np.count_nonzero(weight)) for weight in tensors.values())
+    return zeros / total if total else 0.0
+
+
+def _layer(value: ir.Value, weight: np.ndarray, before: int) -> dict[str, object]:
+    kept = int(np.count_nonzero(weight))
+    return {"tensor": str(value.name), "weights": weight.size, "nonzero_before": before, "nonzero_after": kept}

@@ -1,0 +1,119 @@
+"""Fixtures that several rooms' tests share: real data where it is present, small seeded models, ONNX Runtime as oracle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images and trained models beside the checkout; tests that need it skip without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared/data with real images and trained models is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_model() -> Callable[..., dict[str, np.ndarray]]:
+    """Run a model (path, ModelProto or onnx_ir.Model) in ONNX Runtime, optimisations off unless asked for."""
+
+    def run(model: Any, feeds: Mapping[str, np.ndarray], *, optimise: bool = False) -> dict[str, np.ndarray]:
+        import onnx_ir as ir
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        if isinstance(model, ir.Model):
+            model = ir.serde.serialize_model(model)
+        given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        names = [out.name for out in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+    return run
+
+
+def _conv_net(seed: int, *, channels: tuple[int, int] = (8, 12), hidden: int = 20, classes: int = 5) -> onnx.ModelProto:
+    """Conv-BN-Relu-MaxPool-Conv-Relu-Flatten-Gemm-Relu-Gemm on [batch, 1, 12, 12], weights from ``seed``."""
+    rng = np.random.default_rng(seed)
+    first, second = channels
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        scale = np.sqrt(2.0 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
+        return numpy_helper.from_array((scale * rng.standard_normal(shape)).astype(np.float32), name)
+
+    def positive(name: str, size: int) -> TensorProto:
+        return numpy_helper.from_array(rng.uniform(0.5, 1.5, size).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["input", "c1.w", "c1.b"], ["c1"], "conv1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c1", "bn.s", "bn.b", "bn.m", "bn.v"], ["n1"], "norm1"),
+        helper.make_node("Relu", ["n1"], ["r1"], "relu1"),
+        helper.make_node("MaxPool", ["r1"], ["p1"], "pool1", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p1", "c2.w", "c2.b"], ["c2"], "conv2", kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("Reshape", ["r2", "flat"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "g1.w", "g1.b"], ["g1"], "fc1", transB=1),
+        helper.make_node("Relu", ["g1"], ["r3"], "relu3"),
+        helper.make_node("Gemm", ["r3", "g2.w", "g2.b"], ["logits"], "fc2", transB=1),
+    ]
+    initializers = [
+        weight("c1.w", first, 1, 3, 3),
+        weight("c1.b", first),
+        positive("bn.s", first),
+        weight("bn.b", first),
+        weight("bn.m", first),
+        positive("bn.v", first),
+        weight("c2.w", second, first, 3, 3),
+        weight("c2.b", second),
+        numpy_helper.from_array(np.array([-1, second * 16], dtype=np.int64), "flat"),
+        weight("g1.w", hidden, second * 16),
+        weight("g1.b", hidden),
+        weight("g2.w", classes, hidden),
+        weight("g2.b", classes),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "conv_net",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 12, 12])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"onnxprune.classes": json.dumps([f"class{i}" for i in range(classes)])})
+    return model
+
+
+@pytest.fixture(scope="session")
+def conv_net() -> Callable[..., onnx.ModelProto]:
+    """Build a small seeded convolutional classifier (input ``input`` [batch, 1, 12, 12], output ``logits``)."""
+    return _conv_net
+
+
+@pytest.fixture
+def conv_net_path(tmp_path: Path) -> Path:
+    """A small seeded convolutional classifier as a file."""
+    path = tmp_path / "model.onnx"
+    onnx.save(_conv_net(0), path)
+    return path
+
+
+@pytest.fixture
+def examples_path(tmp_path: Path) -> Path:
+    """200 examples for ``conv_net`` with labels, as an npz file."""
+    rng = np.random.default_rng(1)
+    path = tmp_path / "examples.npz"
+    images = rng.standard_normal((200, 1, 12, 12)).astype(np.float32)
+    np.savez(path, input=images, y=rng.integers(0, 5, 200))
+    return path

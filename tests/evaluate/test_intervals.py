@@ -1,0 +1,97 @@
+"""Intervals and tests against scipy's own, and at their ends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from onnxprune.errors import DataError, OptionError
+from onnxprune.evaluate.intervals import clopper_pearson, examples_needed, lower_bound, mcnemar_p, wilson
+
+CASES = [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (357, 360), (360, 360), (9999, 10000), (24_321, 50_000)]
+CONFIDENCES = [0.5, 0.9, 0.95, 0.999]
+
+
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+@pytest.mark.parametrize(("hits", "n"), CASES)
+def test_exact_and_score_intervals_equal_scipys(hits: int, n: int, confidence: float) -> None:
+    for ours, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
+        golden = binomtest(hits, n).proportion_ci(confidence, method=method)
+        assert ours(hits, n, confidence) == pytest.approx((golden.low, golden.high), rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+@pytest.mark.parametrize(("hits", "n"), CASES)
+def test_the_one_sided_bound_equals_scipys(hits: int, n: int, confidence: float) -> None:
+    golden = binomtest(hits, n, alternative="greater").proportion_ci(confidence)
+    assert lower_bound(hits, n, confidence) == pytest.approx(golden.low, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (0, 1), (3, 3), (10, 2), (2, 10), (200, 150)])
+def test_mcnemar_equals_the_binomial_test(lost: int, gained: int) -> None:
+    golden = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert mcnemar_p(lost, gained) == pytest.approx(golden, rel=1e-10)
+
+
+def test_all_of_n_prove_the_nth_root() -> None:
+    assert lower_bound(299, 299, 0.95) == pytest.approx(0.05 ** (1 / 299), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rate", "confidence", "n"),
+    [(0.99, 0.95, 299), (0.999, 0.95, 2995), (0.5, 0.5, 1), (0.0, 0.95, 1), (0.9, 0.9, 22)],
+)
+def test_examples_needed(rate: float, confidence: float, n: int) -> None:
+    assert examples_needed(rate, confidence) == n
+
+
+def test_no_number_of_examples_proves_certainty() -> None:
+    assert examples_needed(1.0, 0.95) is None
+
+
+@given(st.floats(0.01, 0.9999), st.floats(0.01, 0.9999))
+@settings(deadline=None, max_examples=200)
+def test_examples_needed_is_the_smallest_that_will_do(rate: float, confidence: float) -> None:
+    n = examples_needed(rate, confidence)
+    assert n is not None
+    assert lower_bound(n, n, confidence) >= rate
+    assert n == 1 or lower_bound(n - 1, n - 1, confidence) < rate
+
+
+@given(st.integers(1, 2000), st.data(), st.floats(0.5, 0.999))
+@settings(deadline=None)
+def test_every_interval_holds_the_rate_and_the_exact_one_is_ordered(
+    n: int, data: st.DataObject, confidence: float
+) -> None:
+    hits = data.draw(st.integers(0, n))
+    for interval in (clopper_pearson, wilson):
+        low, high = interval(hits, n, confidence)
+        assert 0 <= low <= hits / n + 1e-12
+        assert hits / n - 1e-12 <= high <= 1
+    # One side at the same confidence is closer than two.
+    assert lower_bound(hits, n, confidence) >= clopper_pearson(hits, n, confidence)[0] - 1e-12
+
+
+@pytest.mark.parametrize("interval", [clopper_pearson, lower_bound, wilson])
+def test_what_cannot_be_bounded_is_refused(interval: object) -> None:
+    assert callable(interval)
+    with pytest.raises(DataError, match=r"^a rate of 0 examples cannot be bounded; at least one"):
+        interval(0, 0, 0.95)
+    with pytest.raises(DataError, match=r"^hits is 3 for 2 examples; it must be between 0 and 2$"):
+        interval(3, 2, 0.95)
+    with pytest.raises(DataError, match=r"^hits is -1 for 2 examples; it must be between 0 and 2$"):
+        interval(-1, 2, 0.95)
+    for confidence in (0, 1, 95, math.nan):
+        with pytest.raises(OptionError, match=r"^confidence is .*; it must lie strictly between 0 and 1"):
+            interval(1, 2, confidence)
+
+
+def test_a_rate_out_of_range_and_negative_counts_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"^rate is 99; it must be in \[0, 1\]$"):
+        examples_needed(99, 0.95)
+    with pytest.raises(DataError, match=r"^lost is -1 and gained is 2; neither count may be negative$"):
+        mcnemar_p(-1, 2)
