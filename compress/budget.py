@@ -43,9 +43,7 @@ class Target:
         else:
             fits, accepted = 0 < self.value <= 1, "(0, 1]"
         if not fits:
-            raise OptionError(
-                f"target {self.name}={self.value:g} is out of range; {self.name} must be in {accepted}"
-            )
+            raise OptionError(f"target {self.name}={self.value:g} is out of range; {self.name} must be in {accepted}")
 
     def __str__(self) -> str:
         return f"{self.name}={self.value:g}"
@@ -76,9 +74,7 @@ def parse_target(text: str) -> Target:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise OptionError(
-            f"target {text!r}: {number!r} is not a number; write a fraction, such as {name}=0.5"
-        )
+        raise OptionError(f"target {text!r}: {number!r} is not a number; write a fraction, such as {name}=0.5")
     return Target(name, value)
 
 
@@ -92,9 +88,7 @@ def check_share(option: str, wanted: float, *, example: float) -> None:
         raise OptionError(f"{option} is {wanted:g}; it must be in [0, 1], such as {example:g}")
 
 
-def agreement_gate(
-    hits: int, n: int, wanted: float, confidence: float, *, low: float, needed: int | None
-) -> Gate:
+def agreement_gate(hits: int, n: int, wanted: float, confidence: float, *, low: float, needed: int | None) -> Gate:
     """Judge agreement by its one-sided lower bound.
 
     Args:
@@ -117,10 +111,7 @@ def agreement_gate(
     if not met and needed is None:
         message += f"; no number of examples can prove an agreement of {wanted:g}"
     elif not met and needed is not None and n < needed:
-        message += (
-            f"; {n} {_examples(n)} cannot prove it even for an identical model; "
-            f"at least {needed} examples would"
-        )
+        message += f"; {n} {_examples(n)} cannot prove it even for an identical model; at least {needed} examples would"
     return Gate("min_agreement", wanted, low, met, message)
 
 
@@ -153,9 +144,7 @@ def size_gate(target: Target, got: float | None) -> Gate:
 
 def _suggestion(name: str) -> str:
     lowered = name.lower()
-    close = (
-        [_OTHER_WORDS[lowered]] if lowered in _OTHER_WORDS else difflib.get_close_matches(lowered, TARGETS, 1)
-    )
+    close = [_OTHER_WORDS[lowered]] if lowered in _OTHER_WORDS else difflib.get_close_matches(lowered, TARGETS, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -112,7 +112,9 @@ def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise OptionError(f"recipe file '{path}' is not YAML: {str(error).splitlines()[0]}") from error
     passes = content.get("passes") if isinstance(content, Mapping) else content
     if not isinstance(passes, list):
-        raise OptionError(f"recipe file '{path}' needs a list under 'passes', for example passes: [surp, {{id: {{flops: 0.5}}}}]")
+        raise OptionError(
+            f"recipe file '{path}' needs a list under 'passes', for example passes: [surp, {{id: {{flops: 0.5}}}}]"
+        )
     unknown = [key for key in content if key != "passes"] if isinstance(content, Mapping) else []
     if unknown:
         raise OptionError(f"recipe file '{path}': unknown key '{unknown[0]}'; only 'passes' is read")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -200,13 +203,25 @@ def _relative_error(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Silence what torch's exporter warns about its own internals; the caller's warnings stay."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings(
-                "ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)"
-            )
-        yield
+    """Silence what torch's exporter says about its own internals.
+
+    Before it raises, torch prints whole graphs to stderr, which the one-line error replaces. What others
+    write there is passed on when the export succeeds, and the caller's warnings stay.
+    """
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = shapes.level
+    said = StringIO()
+    shapes.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(said):
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.filterwarnings(
+                    "ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)"
+                )
+            yield
+        sys.stderr.write(said.getvalue())
+    finally:
+        shapes.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from zipfile import BadZipFile
 
 import torch
@@ -73,11 +75,7 @@ def module_from_script(target: str) -> nn.Module:
         raise OptionError(
             f"cannot build {target!r}: give an existing file and a function in it, as net.py:make"
         )
-    spec = importlib.util.spec_from_file_location(f"onnxprune_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # the suffix .py always has a loader
-    code = importlib.util.module_from_spec(spec)
-    loader = spec.loader
-    _users_code(target, lambda: loader.exec_module(code))
+    code = _users_code(target, lambda: _imported(path))
     function = getattr(code, name, None)
     if not callable(function):
         raise OptionError(f"cannot build {target!r}: {path} has no function {name!r}")
@@ -105,6 +103,23 @@ def trial_output(module: nn.Module, shape: Sequence[int], title: str) -> tuple[i
             f"{title} returns shape {tuple(output.shape)} for two examples: (2, classes) is expected"
         )
     return tuple(output.shape)
+
+
+def _imported(path: Path) -> ModuleType:
+    """Import a file: registered, so that torch finds its classes, with its folder on the path meanwhile."""
+    name = f"onnxprune_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    code = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.modules[name] = code
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(code)
+    finally:
+        sys.path.remove(folder)
+    return code
 
 
 def _users_code(target: str, call: Callable[[], object]) -> object:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onnxprune.data import Examples
+from onnxprune.data import Batch, Examples
 from onnxprune.errors import BackendError, OptionError
 from onnxprune.models.augment import augmented
 from onnxprune.models.options import TrainOptions
@@ -99,7 +99,7 @@ def fit(
     kind = options.augment
     if kind == "auto":
         kind = "shift+flip" if data.colour else "affine"
-    with _seeded(options.seed), _deterministic(device):
+    with _seeded(options.seed, device), _deterministic():
         module.to(device)
         best = _epochs(module, training, validation, replace(options, augment=kind), device, on_epoch)
         result = Trained(
@@ -158,12 +158,10 @@ def _one_epoch(
     order = torch.randperm(training.count, generator=generator).numpy()
     steps = math.ceil(training.count / options.batch_size)
     total = 0.0
-    for step in range(steps):
+    for step, batch in enumerate(training.take(order).batches(options.batch_size)):
         for group in optimizer.param_groups:
             group["lr"] = _rate(options, (number - 1 + step / steps) / options.epochs)
-        images, labels = _tensors(
-            training, order[step * options.batch_size : (step + 1) * options.batch_size]
-        )
+        images, labels = _tensors(batch)
         images = augmented(images.to(device), options.augment, generator)
         loss = functional.cross_entropy(module(images), labels.to(device))
         value = float(loss.detach())
@@ -202,18 +200,18 @@ def _score(module: nn.Module, examples: Examples, device: torch.device) -> tuple
     """Return accuracy and mean cross-entropy in evaluation mode."""
     module.eval()
     hits, loss = 0, 0.0
-    for start in range(0, examples.count, _CHUNK):
-        images, labels = _tensors(examples, np.arange(start, min(start + _CHUNK, examples.count)))
+    for batch in examples.batches(_CHUNK):
+        images, labels = _tensors(batch)
         logits = module(images.to(device)).cpu()
         hits += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
     return hits / examples.count, loss / examples.count
 
 
-def _tensors(examples: Examples, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    (images,) = examples.fetch(rows).values()
-    assert examples.labels is not None  # open_training refuses unlabelled data
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(examples.labels[rows])
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    (images,) = batch.arrays.values()
+    assert batch.labels is not None  # open_training refuses unlabelled data
+    return torch.from_numpy(images), torch.from_numpy(batch.labels)
 
 
 def _kept(examples: Examples) -> Examples:
@@ -243,15 +241,25 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the CPU's generator and the device's, and give both their state back afterwards."""
+    cuda = []
+    if device is not None and device.type == "cuda":
+        cuda = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 
 @contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def _deterministic() -> Iterator[None]:
     """Let cuDNN choose algorithms that give the same bits every time."""
     cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=True, deterministic=True) if device.type == "cuda" else nullcontext():
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
         yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before

@@ -39,7 +39,12 @@ class Id:
         None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0
     )
     flops: float | None = option(
-        None, float, "FLOPs after this pass over those of the source model; default 0.9", low=0.0, above=True, high=1.0
+        None,
+        float,
+        "FLOPs after this pass over those of the source model; default 0.9",
+        low=0.0,
+        above=True,
+        high=1.0,
     )
     preserve_zeros: bool = option(True, bool, "weights that are zero before stay zero")
 
@@ -84,9 +89,13 @@ class Id:
         if kept:
             _fold(analysis, chosen, kept, context, self.preserve_zeros)
             surgery.cut(analysis, kept)
-            record_kept(work, {str(p.node.name): kept[s.name] for s in chosen if s.name in kept for p in s.producers})
+            record_kept(
+                work, {str(p.node.name): kept[s.name] for s in chosen if s.name in kept for p in s.producers}
+            )
         result = finish(work)
-        warnings = () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
+        warnings = (
+            () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
+        )
         numbers = {"spaces": len(chosen), "layers": layers}
         return StepResult(result, skipped, numbers, self._reached(result, context), warnings)
 
@@ -98,7 +107,9 @@ class Id:
         shapes = concrete_shapes(analysis.model, context.inputs)
 
         def cost(widths: Mapping[str, int]) -> int:
-            return spaces.predicted_macs(analysis, shapes, {name: np.arange(count) for name, count in widths.items()})
+            return spaces.predicted_macs(
+                analysis, shapes, {name: np.arange(count) for name, count in widths.items()}
+            )
 
         return uniform_widths(full, cost, limit)
 

@@ -36,7 +36,12 @@ class Surp:
         choices=("reconstruction", "original"),
     )
     alpha: float | None = option(
-        None, float, "first threshold over the mean magnitude; default ln(n / ln n)", low=0.0, above=True, high=1e6
+        None,
+        float,
+        "first threshold over the mean magnitude; default ln(n / ln n)",
+        low=0.0,
+        above=True,
+        high=1e6,
     )
     decay: float = option(0.9, float, "factor on alpha", low=0.0, above=True, high=1.0, below=True)
     patience: int = option(20, int, "levels between two decays of alpha", low=1, high=1_000_000)
@@ -122,7 +127,9 @@ def _treated(model: ir.Model) -> tuple[dict[ir.Value, np.ndarray], dict[str, str
             continue
         wide = data.astype(np.float64)
         if not np.isfinite(wide).all():
-            raise ModelError(f"weight '{value.name}' of node '{node.name}' holds NaN or infinity; mend the model first")
+            raise ModelError(
+                f"weight '{value.name}' of node '{node.name}' holds NaN or infinity; mend the model first"
+            )
         if not wide.any():
             skipped[str(node.name)] = f"its weight '{value.name}' is all zeros"
             continue
@@ -148,4 +155,9 @@ def _sparsity(tensors: Mapping[ir.Value, np.ndarray]) -> float:
 
 def _layer(value: ir.Value, weight: np.ndarray, before: int) -> dict[str, object]:
     kept = int(np.count_nonzero(weight))
-    return {"tensor": str(value.name), "weights": weight.size, "nonzero_before": before, "nonzero_after": kept}
+    return {
+        "tensor": str(value.name),
+        "weights": weight.size,
+        "nonzero_before": before,
+        "nonzero_after": kept,
+    }

@@ -93,7 +93,13 @@ def compress(
         )  # fmt: skip
     sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint)
     verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, chosen.confidence))
-    warnings = (*notices, *split.warnings, *(w for s in steps for w in s.result.warnings), *overlap, *judged.evidence.warnings)
+    warnings = (
+        *notices,
+        *split.warnings,
+        *(w for s in steps for w in s.result.warnings),
+        *overlap,
+        *judged.evidence.warnings,
+    )
     report = build_report(
         loaded, judged, chosen, warnings,
         recipe=recipe.canonical(items), steps=tuple(step(s) for s in steps), gates=verdicts, data=sides,

@@ -44,7 +44,13 @@ def open_model(model: ModelLike, options: Options) -> Loaded:
         written = proto.SerializeToString(deterministic=True)
         facts = io.FileFacts("(in memory)", len(written), hashlib.sha256(written).hexdigest())
     metadata = loaded.metadata_props
-    return Loaded(loaded, facts, _preprocess(metadata, options), _classes(metadata, facts.path), metadata.get("onnxprune.data"))
+    return Loaded(
+        loaded,
+        facts,
+        _preprocess(metadata, options),
+        _classes(metadata, facts.path),
+        metadata.get("onnxprune.data"),
+    )
 
 
 def _preprocess(metadata: Mapping[str, str], options: Options) -> Preprocess | None:

@@ -88,7 +88,9 @@ def _agreement(wanted: float, evidence: Evidence, confidence: float) -> Gate:
     return agreement_gate(hits, count, wanted, confidence, low=low, needed=needed)
 
 
-def build_report(loaded: Loaded, judged: Judged, options: Options, warnings: Sequence[str], **rest: Any) -> schema.Report:
+def build_report(
+    loaded: Loaded, judged: Judged, options: Options, warnings: Sequence[str], **rest: Any
+) -> schema.Report:
     """Return the report of a run; ``rest`` holds recipe, steps, gates, data and cost."""
     evidence = judged.evidence
     opset = int(loaded.model.opset_imports.get("", 0) or 0)

@@ -10,6 +10,7 @@ import importlib
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -63,6 +64,31 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the program; wrong usage too is one sentence and its status."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx is not None else "onnxprune"
+            click.echo(f"onnxprune: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            click.echo(f"onnxprune: {error.format_message()}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("onnxprune: interrupted", err=True)
+            sys.exit(130)
+        sys.exit(status if isinstance(status, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; what it raises on purpose becomes one line on stderr and the exit status."""
         try:
@@ -70,7 +96,9 @@ class LazyGroup(click.Group):
         except OnnxPruneError as error:
             _fail(ctx, str(error), error.status)
         except KeyboardInterrupt:
-            _fail(ctx, "interrupted; nothing was written", 130)
+            _fail(ctx, "interrupted", 130)
+        except _Terminated:
+            _fail(ctx, "terminated", 128 + signal.SIGTERM)
         except MemoryError:
             _fail(ctx, "out of memory; give a smaller --batch-size or fewer examples", 4)
         except BrokenPipeError:
@@ -85,8 +113,12 @@ def _fail(ctx: click.Context, message: str, status: int) -> None:
     ctx.exit(status)
 
 
+class _Terminated(BaseException):
+    """A polite kill: it unwinds the stack, so that temporary files go as they do on Ctrl-C."""
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
+    raise _Terminated
 
 
 @click.group(
@@ -104,5 +136,4 @@ Examples:
 def main() -> None:
     """Make trained ONNX models smaller and faster, and prove what that did to their decisions."""
     if threading.current_thread() is threading.main_thread():
-        # A polite kill unwinds the stack, so that temporary files go as they do on Ctrl-C.
         signal.signal(signal.SIGTERM, _terminate)

@@ -35,8 +35,19 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
 @click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}")
 @click.option("--calib", metavar="D", help="calibration examples (labels are never read)")
 @click.option("--eval", "judged", metavar="D", help="evaluation examples")
-@click.option("--calib-examples", type=click.IntRange(min=1), metavar="N", help="calibrate on N examples  [default: at most 1000]")
-@click.option("--target", "targets", multiple=True, metavar="SIZE=F", help="a size for passes that name none, such as flops=0.5")
+@click.option(
+    "--calib-examples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="calibrate on N examples  [default: at most 1000]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="SIZE=F",
+    help="a size for passes that name none, such as flops=0.5",
+)
 @gate_options
 @click.option("--force", is_flag=True, help="overwrite an existing --out")
 @click.option("--keep-failed", is_flag=True, help="write --out even when a target or gate was not met")

@@ -35,4 +35,6 @@ def command(folder: str) -> None:
         status = main.main(args=[*placed, "--force"], prog_name="onnxprune", standalone_mode=False)
         if status:
             click.get_current_context().exit(int(status))
-    click.echo(f"\nDone in {time.perf_counter() - start:.0f} s. Everything is in {target}; read {target / 'report.md'} first.")
+    click.echo(
+        f"\nDone in {time.perf_counter() - start:.0f} s. Everything is in {target}; read {target / 'report.md'} first."
+    )

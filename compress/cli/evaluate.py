@@ -38,7 +38,11 @@ def _plain(found: Evaluation) -> dict[str, Any]:
     cost = found.cost
     return {
         "model": dataclasses.asdict(found.model),
-        "data": {"source": found.source, "examples": performance["examples"], "sha256": found.scored.fingerprint.hexdigest()},
+        "data": {
+            "source": found.source,
+            "examples": performance["examples"],
+            "sha256": found.scored.fingerprint.hexdigest(),
+        },
         **performance,
         "latency": dataclasses.asdict(found.scored.latency),
         "cost": {"params": cost.params, "nonzero": cost.nonzero, "macs": cost.macs, "bytes": cost.bytes},
@@ -57,13 +61,23 @@ def _show(found: Evaluation) -> None:
     rows: list[tuple[str, str]] = [("examples", f"{performance.examples:,} ({found.source})")]
     if performance.accuracy is not None:
         rate = performance.accuracy
-        rows.append(("accuracy", f"{percent(rate.rate)} ({100 * rate.confidence:g} % interval {interval(rate.low, rate.high)})"))
+        rows.append(
+            (
+                "accuracy",
+                f"{percent(rate.rate)} ({100 * rate.confidence:g} % interval {interval(rate.low, rate.high)})",
+            )
+        )
     if performance.top5 is not None:
         rows.append(("top-5 accuracy", percent(performance.top5.rate)))
     if performance.loss is not None:
         rows.append(("loss (nats)", f"{performance.loss:.4g}"))
     latency = found.scored.latency
-    rows.append(("latency", f"median {latency.median_ms:.3g} ms, p90 {latency.p90_ms:.3g} ms at batch {latency.batch}"))
+    rows.append(
+        (
+            "latency",
+            f"median {latency.median_ms:.3g} ms, p90 {latency.p90_ms:.3g} ms at batch {latency.batch}",
+        )
+    )
     rows.append(("parameters", f"{found.cost.params:,}"))
     rows.append(("FLOPs (2 x MACs)", f"{2 * found.cost.macs:,}"))
     summary = Table(box=None, pad_edge=False, show_header=False)

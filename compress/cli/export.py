@@ -16,15 +16,9 @@ if TYPE_CHECKING:
 @click.option("--weights", type=click.Path(), help="A state dict written by torch.save.")
 @click.option("--out", required=True, type=click.Path(), help="The ONNX file to write.")
 @click.option("--classes", type=int, help="Number of classes [that of the class names, else 10].")
-@click.option(
-    "--class-names", type=click.Path(), help="A JSON list of class names, in the order of the outputs."
-)
-@click.option(
-    "--preprocess", type=click.Path(), help="A YAML or JSON file that says how pixels become inputs."
-)
-@click.option(
-    "--data", help="The data the weights were trained on: digits, or mnist:ROOT with a relative ROOT, …"
-)
+@click.option("--class-names", type=click.Path(), help="A JSON list of class names, in the order of the outputs.")
+@click.option("--preprocess", type=click.Path(), help="A YAML or JSON file that says how pixels become inputs.")
+@click.option("--data", help="The data the weights were trained on: digits, or mnist:ROOT with a relative ROOT, …")
 @click.option("--input-shape", help="Shape of one example, as 3,32,32; for networks from a file.")
 @click.option("--keep-bn", is_flag=True, help="Keep BatchNormalization nodes instead of folding them.")
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set.")
@@ -75,9 +69,7 @@ def _shape(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(size) for size in text.split(","))
     except ValueError as error:
-        raise OptionError(
-            f"--input-shape {text!r}: whole numbers with commas are accepted, as 3,32,32"
-        ) from error
+        raise OptionError(f"--input-shape {text!r}: whole numbers with commas are accepted, as 3,32,32") from error
 
 
 def _show(network: str, produced: Produced, as_json: bool) -> None:

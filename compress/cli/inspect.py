@@ -71,12 +71,17 @@ def _show(found: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
     cost, model = found["cost"], found["model"]
-    console.print(f"{model['path']}: {model['bytes']:,} bytes, opset {found['opset']}, IR {found['ir_version']}", markup=False)
+    console.print(
+        f"{model['path']}: {model['bytes']:,} bytes, opset {found['opset']}, IR {found['ir_version']}",
+        markup=False,
+    )
     for kind in ("inputs", "outputs"):
         for item in found[kind]:
             shape = ", ".join(str(size) for size in item["shape"])
             console.print(f"{kind[:-1]} {item['name']}: {item['type']} [{shape}]", markup=False)
-    console.print(f"{cost['params']:,} parameters, {cost['nonzero']:,} nonzero, {2 * cost['macs']:,} FLOPs (2 x MACs)\n")
+    console.print(
+        f"{cost['params']:,} parameters, {cost['nonzero']:,} nonzero, {2 * cost['macs']:,} FLOPs (2 x MACs)\n"
+    )
     layers = Table(box=None, pad_edge=False)
     for column in ("layer", "operator", "parameters", "nonzero", "MACs"):
         layers.add_column(column, justify="left" if column in ("layer", "operator") else "right", overflow="fold")
@@ -87,7 +92,9 @@ def _show(found: dict[str, Any], console: Console) -> None:
     console.print()
     spaces = Table(box=None, pad_edge=False)
     for column in ("channel space", "width", "producers", "consumers", "can be cut"):
-        spaces.add_column(column, justify="left" if column in ("channel space", "can be cut") else "right", overflow="fold")
+        spaces.add_column(
+            column, justify="left" if column in ("channel space", "can be cut") else "right", overflow="fold"
+        )
     for row in found["spaces"]:
         verdict = "yes" if row["frozen"] is None else f"no: {row['frozen']}"
         spaces.add_row(row["name"], str(row["width"]), str(len(row["producers"])), str(len(row["consumers"])), verdict)

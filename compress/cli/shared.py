@@ -24,13 +24,32 @@ DATA_HELP = (
 def run_options(function: Function) -> Function:
     """Add the options about where and how to run: providers, batch size, threads, seed, preprocessing."""
     decorators = [
-        click.option("--providers", metavar="LIST", help="execution providers in order, such as cuda,cpu  [default: auto]"),
-        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="examples per run"),
-        click.option("--threads", type=click.IntRange(min=1), help="threads of ONNX Runtime  [default: its own choice]"),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of every random choice"),
+        click.option(
+            "--providers",
+            metavar="LIST",
+            help="execution providers in order, such as cuda,cpu  [default: auto]",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="examples per run"
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="threads of ONNX Runtime  [default: its own choice]"
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="seed of every random choice",
+        ),
         click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata"),
         click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing"),
-        click.option("--eval-examples", type=click.IntRange(min=1), metavar="N", help="evaluate on N examples  [default: all]"),
+        click.option(
+            "--eval-examples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="evaluate on N examples  [default: all]",
+        ),
         click.option(
             "--confidence",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -48,9 +67,20 @@ def gate_options(function: Function) -> Function:
     """Add the gates, the reports and ``--json``."""
     share = click.FloatRange(0, 1)
     decorators = [
-        click.option("--min-agreement", type=share, metavar="A", help="gate: lower bound of the agreement with the original"),
+        click.option(
+            "--min-agreement",
+            type=share,
+            metavar="A",
+            help="gate: lower bound of the agreement with the original",
+        ),
         click.option("--max-accuracy-drop", type=share, metavar="D", help="gate: accuracy lost, as a fraction"),
-        click.option("--report", "reports", multiple=True, metavar="FILE", help="write the report as .json or .md (repeatable)"),
+        click.option(
+            "--report",
+            "reports",
+            multiple=True,
+            metavar="FILE",
+            help="write the report as .json or .md (repeatable)",
+        ),
         click.option("--json", "as_json", is_flag=True, help="print the report as JSON on stdout"),
     ]
     for decorate in reversed(decorators):

@@ -9,8 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import Array, InputSpec, cast, check_kind, check_shape, check_symbols, only_input
 from onnxprune.data.labels import read_labels
@@ -69,19 +72,23 @@ def open_npz(path: str, inputs: Sequence[InputSpec], source: str, preprocess: Pr
         DataError: the file is not a readable .npz, or its arrays do not fit the model.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise DataError(f"{source} holds a single array, not an .npz archive; name it .npy")
-        with stored:
-            methods = {entry.compress_type for entry in stored.zip.infolist()} if stored.zip else set()
-            if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise DataError(
-                    f"{source} is compressed in a way numpy does not write; save it with numpy.savez"
-                )
-            arrays = {name: _member(stored, name, source) for name in stored.files}
+        # Opened here, because numpy leaves a file that turns out not to be a zip open behind its error.
+        with Path(path).open("rb") as file:
+            arrays = _members(file, source)
     except _BROKEN as error:
         raise _unreadable(source, ".npz", error) from error
     return array_examples(arrays, inputs, source, preprocess)
+
+
+def _members(file: BinaryIO, source: str) -> dict[str, Array]:
+    stored = np.load(file, allow_pickle=False)
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise DataError(f"{source} holds a single array, not an .npz archive; name it .npy")
+    with stored:
+        methods = {entry.compress_type for entry in stored.zip.infolist()} if stored.zip else set()
+        if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise DataError(f"{source} is compressed in a way numpy does not write; save it with numpy.savez")
+        return {name: _member(stored, name, source) for name in stored.files}
 
 
 def open_npy(path: str, inputs: Sequence[InputSpec], source: str, preprocess: Preprocess | None) -> Examples:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
 from onnxprune.data.inputs import Array, InputSpec
 from onnxprune.data.pixels import CHANNELS, image_side
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError
-from PIL import Image
 
 CLASSES = tuple("0123456789")
 TRAIN_COUNT = 1437  # the first 80 % by index; the remaining 360 are the test set

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+
 from onnxprune.data.inputs import Array
 from onnxprune.errors import DataError, OptionError
 

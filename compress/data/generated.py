@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
 from onnxprune.data.arrays import array_examples
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import Array, InputSpec, shape_text

@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import Array, InputSpec
 from onnxprune.data.labels import Labels, folder_labels
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError
-from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_MEMBER = 256 * 2**20  # bytes of one image unpacked from an archive; more is a bomb, not a picture

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from onnxprune.data.inputs import Array, shape_text
 from onnxprune.errors import DataError
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from onnxprune.data import digits
 from onnxprune.data.arrays import array_examples, open_npy, open_npz
 from onnxprune.data.examples import Examples, Rows

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image
+
 from onnxprune.data.inputs import Array, InputSpec, shape_text
 from onnxprune.errors import DataError
-from PIL import Image
 
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 

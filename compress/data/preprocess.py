@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from onnxprune.data.inputs import Array, InputSpec, shape_text
 from onnxprune.data.pixels import CHANNELS, image_side, shape_image
 from onnxprune.errors import DataError, OptionError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import InputSpec
 from onnxprune.data.opening import DataLike, open_data

@@ -56,7 +56,9 @@ def unshare(model: ir.Model) -> None:
         if len(uses) < 2 or not private or any(use.node.graph is not graph for use in uses):
             continue
         for count, use in enumerate(uses[1:], start=1):
-            name = next(n for i in itertools.count(count) if (n := f"{value.name}/{i}") not in graph.initializers)
+            name = next(
+                n for i in itertools.count(count) if (n := f"{value.name}/{i}") not in graph.initializers
+            )
             tensor = value.const_value
             assert tensor is not None
             copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
@@ -102,7 +104,9 @@ def remove_identities(model: ir.Model) -> int:
         if source is None or node.domain != "" or not _is_identity(node):
             continue
         out = node.outputs[0]
-        if out.is_graph_output() or any(extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]):
+        if out.is_graph_output() or any(
+            extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]
+        ):
             continue
         out.replace_all_uses_with(source)
         model.graph.remove(node, safe=True)
@@ -115,10 +119,14 @@ def _is_identity(node: ir.Node) -> bool:
         return True
     if node.op_type != "Dropout":
         return False
-    training = constants.array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    training = (
+        constants.array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    )
     mode = node.attributes.get("is_test")
     given = len(node.inputs) > 2 and node.inputs[2] is not None
-    return (not given or (training is not None and not training.any())) and (mode is None or mode.as_int() == 1)
+    return (not given or (training is not None and not training.any())) and (
+        mode is None or mode.as_int() == 1
+    )
 
 
 def cleanup(model: ir.Model) -> tuple[ir.Model, dict[str, int]]:

@@ -55,7 +55,9 @@ def add_array(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType) 
     """Register a new initialiser under ``name`` (made unique) and return it."""
     taken = {str(v.name) for v in graph.inputs} | set(graph.initializers)
     taken |= {str(out.name) for node in graph for out in node.outputs}
-    unique = next(n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1))) if n not in taken)
+    unique = next(
+        n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1))) if n not in taken
+    )
     kept = np.ascontiguousarray(data)
     tensor = ir.Tensor(kept, dtype=dtype, name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(kept.shape), type=ir.TensorType(dtype), const_value=tensor)
@@ -92,7 +94,9 @@ def fold(model: ir.Model) -> int:
 def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
     inputs = [array(value) for value in node.inputs if value is not None]
     plain = node.domain == "" and node.op_type not in _NEVER_FOLDED
-    bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    bodies = any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+    )
     if not plain or bodies or not inputs or any(data is None for data in inputs):
         return None
     feeds = {str(v.name): data for v in node.inputs if v is not None and (data := array(v)) is not None}
@@ -101,7 +105,10 @@ def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
     graph = onnx.helper.make_graph(
         [proto],
         "fold",
-        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(d.dtype), d.shape) for n, d in feeds.items()],
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(d.dtype), d.shape)
+            for n, d in feeds.items()
+        ],
         [onnx.helper.make_empty_tensor_value_info(name) for name in names],
     )
     single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])

@@ -128,8 +128,13 @@ def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str]
     for name in (out, _data_file(out)):
         if name.exists() and not force:
             raise OptionError(f"'{name}' exists already; give --force to overwrite it")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise OptionError(f"--out '{out}': the folder '{out.parent}' is not writable")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"--out '{out}': the folder '{out.parent}' is not writable ({error.strerror})"
+        ) from error
     return out
 
 
@@ -170,7 +175,12 @@ def check(model: ir.Model) -> None:
 def _check_file(file: Path, *, full: bool) -> None:
     try:
         onnx.checker.check_model(str(file), full_check=full)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise BackendError(f"the rewritten model fails onnx.checker: {_first_line(error)}") from error
 
 

@@ -25,13 +25,23 @@ def pass_through(tracer: Tracer, node: ir.Node) -> None:
     value = node.inputs[0]
     before, after = tracer.shape(value) or (), tracer.shape(node.outputs[0]) or ()
     labels = tracer.axes(value)
-    changed = [i for i, known in enumerate(labels) if known is not None and (i >= len(after) or before[i] != after[i])]
+    changed = [
+        i
+        for i, known in enumerate(labels)
+        if known is not None and (i >= len(after) or before[i] != after[i])
+    ]
     if changed:
         return tracer.refuse(node, f"it changes the size of channel axis {changed[0]}")
     for out in node.outputs:
         shape = tracer.shape(out)
         if shape is not None and len(shape) == len(after):
-            tracer.give(out, [known if known is not None and len(known) == shape[i] else None for i, known in enumerate(labels)])
+            tracer.give(
+                out,
+                [
+                    known if known is not None and len(known) == shape[i] else None
+                    for i, known in enumerate(labels)
+                ],
+            )
     return None
 
 
@@ -40,7 +50,9 @@ def batch_norm(tracer: Tracer, node: ir.Node) -> None:
     labels = tracer.axes(node.inputs[0])
     channel = labels[1] if len(labels) > 1 else None
     if not all(tracer.stored(value) for value in node.inputs[1:5]):
-        return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed by the caller")
+        return tracer.refuse(
+            node, "its parameters are computed, shared with a body, or may be fed by the caller"
+        )
     if any(out.uses() for out in node.outputs[1:]):
         return tracer.refuse(node, "it is in training form (its statistics are read)")
     if channel is not None:
@@ -69,7 +81,9 @@ def broadcast(tracer: Tracer, node: ir.Node) -> None:
     return None
 
 
-def _merge(tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, size: int | None) -> Labels | str:
+def _merge(
+    tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, size: int | None
+) -> Labels | str:
     """Return the labels of one output axis (``axis`` counts from the right), or why there can be none."""
     spanning = [(v, s) for v in values if len(s := tracer.shape(v) or ()) >= -axis and s[axis] == size]
     labelled = [known for v, _ in spanning if (known := tracer.axes(v)[axis]) is not None]

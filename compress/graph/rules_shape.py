@@ -34,7 +34,9 @@ def reshape(tracer: Tracer, node: ir.Node) -> None:
     return tracer.give(out, result)
 
 
-def _groups(before: tuple[int | None, ...] | None, after: tuple[int | None, ...]) -> list[tuple[list[int], list[int]]] | None:
+def _groups(
+    before: tuple[int | None, ...] | None, after: tuple[int | None, ...]
+) -> list[tuple[list[int], list[int]]] | None:
     """Split two shapes into the shortest runs of axes with equal products, as (source axes, target axes)."""
     if before is None or None in before or None in after:
         return None

@@ -99,4 +99,6 @@ def axis_norms(weight: ir.Value, axis: int) -> np.ndarray:
     """Return the L2 norm of a weight's slice at every position of ``axis``."""
     data = constants.array(weight)
     assert data is not None
-    return np.asarray(np.linalg.norm(np.moveaxis(data.astype(np.float64), axis, 0).reshape(data.shape[axis], -1), axis=1))
+    return np.asarray(
+        np.linalg.norm(np.moveaxis(data.astype(np.float64), axis, 0).reshape(data.shape[axis], -1), axis=1)
+    )

@@ -50,7 +50,9 @@ def collect(
             for key, observer in observers.items():
                 observer.update(values[key[0]])
                 if not observer.finite():
-                    raise DataError(f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; check the model and the data")
+                    raise DataError(
+                        f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; check the model and the data"
+                    )
             fed += len(batch.rows)
             if advance is not None:
                 advance(len(batch.rows))

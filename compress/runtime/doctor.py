@@ -7,9 +7,19 @@ import platform
 import sys
 from dataclasses import dataclass
 
+from onnxprune.runtime.engine import engine
 from onnxprune.runtime.providers import cuda_devices, installed_wheels, resolve
 
-_REPORTED = ("onnxprune", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "scipy")
+_REPORTED = (
+    "onnxprune",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx-graphsurgeon",
+    "numpy",
+    "scipy",
+)
 _OPTIONAL = ("torch", "torchvision", "onnxscript")
 
 
@@ -42,7 +52,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at versions, wheels and providers; a session is really opened on every usable provider."""
-    import onnxruntime
+    onnxruntime = engine()
 
     wheels = installed_wheels()
     problems = []
@@ -78,7 +88,8 @@ def _opens(provider: str) -> bool:
     """Return whether a session on a one-node model really runs on ``provider``."""
     import numpy as np
     import onnx
-    import onnxruntime
+
+    onnxruntime = engine()
 
     float_vector = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])

@@ -21,21 +21,35 @@ class Latency:
     batch: int
 
 
+# Runs per turn; the first of a turn is not counted, because the other model's threads may still be spinning.
+_TURN = 6
+_TURN_SLOW = 2
+_TURNS = (3, 200)
+
+
 def measure(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], *, budget_s: float = 1.0) -> list[Latency]:
-    """Time every session on the same feed, interleaved A B A B, after warm-up, within about ``budget_s`` seconds."""
+    """Time every session on the same feed in turns A B A B, after warm-up, within about ``budget_s`` seconds.
+
+    At least three turns are taken, however long they last.
+    """
     times: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        for _ in range(3):
-            session.run(feeds)
+    warm = max((_turn(session, feeds, 2)[-1] for session in sessions), default=0.0)
+    runs = _TURN if warm < 1000 * budget_s / _TURN else _TURN_SLOW
     stop = time.perf_counter() + budget_s
-    rounds = 0
-    while rounds < 5 or (time.perf_counter() < stop and rounds < 1000):
+    turns = 0
+    while turns < _TURNS[0] or (time.perf_counter() < stop and turns < _TURNS[1]):
         for spent, session in zip(times, sessions, strict=True):
-            start = time.perf_counter()
-            session.run(feeds)
-            spent.append(1000 * (time.perf_counter() - start))
-        rounds += 1
-        if time.perf_counter() > stop + 10 * budget_s:
-            break  # a model that needs seconds a run gets fewer rounds
+            spent.extend(_turn(session, feeds, runs)[1:])
+        turns += 1
     batch = len(next(iter(feeds.values()))) if feeds else 0
     return [Latency(float(np.median(t)), float(np.percentile(t, 90)), len(t), batch) for t in times]
+
+
+def _turn(session: Session, feeds: Mapping[str, np.ndarray], runs: int) -> list[float]:
+    """Return the milliseconds of consecutive runs."""
+    spent = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        session.run(feeds)
+        spent.append(1000 * (time.perf_counter() - start))
+    return spent

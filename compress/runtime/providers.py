@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.errors import OptionError
+from onnxprune.runtime.engine import engine
 
 NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -42,7 +43,7 @@ def parse_providers(text: str | None) -> tuple[str, ...] | None:
 
 def resolve(words: Sequence[str] | None) -> Providers:
     """Return the providers to use: CUDA where a device is present, CPU otherwise and always as the last resort."""
-    import onnxruntime
+    onnxruntime = engine()
 
     wanted = tuple(words) if words is not None else ("cuda", "cpu")
     compiled = set(onnxruntime.get_available_providers())
@@ -53,7 +54,9 @@ def resolve(words: Sequence[str] | None) -> Providers:
         if reason is None:
             names.append(NAMES[word])
         elif words is not None:
-            notices.append(f"{word} is not available ({reason}); running on {'the CPU' if 'cpu' not in names else 'cpu'}")
+            notices.append(
+                f"{word} is not available ({reason}); running on {'the CPU' if 'cpu' not in names else 'cpu'}"
+            )
     if NAMES["cpu"] not in names:
         names.append(NAMES["cpu"])
     if NAMES["cuda"] in names and hasattr(onnxruntime, "preload_dlls"):

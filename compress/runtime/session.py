@@ -15,6 +15,7 @@ from onnxprune.data import InputSpec
 from onnxprune.errors import BackendError
 from onnxprune.graph import io
 from onnxprune.graph.shapes import true_inputs
+from onnxprune.runtime.engine import engine
 
 _OOM_HINT = "give a smaller --batch-size"
 
@@ -32,7 +33,7 @@ class Session:
     """One open model: its input names and fixed batch size, and ``run`` from arrays to arrays."""
 
     def __init__(self, file: Path, settings: Settings, label: str) -> None:
-        import onnxruntime
+        onnxruntime = engine()
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

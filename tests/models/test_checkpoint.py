@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.exporters.to_onnx import export
 from onnxprune.models.checkpoint import load_weights, module_from_script, trial_output
 from onnxprune.models.zoo import build
 
@@ -87,6 +89,22 @@ def test_module_from_script(tmp_path: Path) -> None:
     for target in (f"{tmp_path / 'absent.py'}:make", str(file), "net:make"):
         with pytest.raises(OptionError, match=r"give an existing file and a function in it, as net.py:make"):
             module_from_script(target)
+
+
+def test_scripts_may_use_their_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_net.py").write_text("SIZE = 6\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom neighbour_of_net import SIZE\n\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc = nn.Linear(4, SIZE)\n"
+        "    def forward(self, x):\n        return self.fc(x).relu()\n\n"
+        "make = Net\n"
+    )
+    before = list(sys.path)
+    module = module_from_script(f"{tmp_path / 'net.py'}:make")
+    assert sys.path == before
+    assert export(module, (4,), tmp_path / "m.onnx").bytes
+    assert b"net.py" not in (tmp_path / "m.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(

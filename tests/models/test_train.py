@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from onnxprune.errors import BackendError, OptionError
+from onnxprune.errors import BackendError, DataError, OptionError
 from onnxprune.models.options import TrainOptions, options_for
 from onnxprune.models.sources import TrainingData, open_training
 from onnxprune.models.train import Epoch, accuracy, fit, train_network
@@ -158,6 +158,15 @@ def test_unknown_devices(device: str, digits: TrainingData) -> None:
         fit(build("lenet300"), digits, TrainOptions(epochs=1, device=device))
 
 
-def test_digits_augmentation_covers_batches_of_one(digits: TrainingData) -> None:
+def test_nan_in_the_test_data_is_found(digits: TrainingData) -> None:
+    def fetch(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"input": np.full((len(rows), *GREY), np.nan, np.float32)}
+
+    data = replace(digits, test=replace(digits.test, fetch=fetch))
+    with pytest.raises(DataError, match="digits:test: array 'input' holds NaN in example 0"):
+        train_network("lenet300", data, TrainOptions(epochs=1))
+
+
+def test_a_last_batch_of_one(digits: TrainingData) -> None:
     data = replace(digits, train=digits.train.take(np.arange(9)))
     assert train_network("lenet300", data, TrainOptions(epochs=1, batch_size=8)).epochs == 1
