@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -118,8 +119,8 @@ class OptionSpec:
         """Raise OptionError unless ``value`` is acceptable (None is, where it is the default)."""
         if value is None and self.default is None:
             return
-        wrong = isinstance(value, bool) != (self.kind is bool)
-        wrong = wrong or not isinstance(value, (int, float) if self.kind is float else self.kind)
+        kind = {int: numbers.Integral, float: numbers.Real}.get(self.kind, self.kind)
+        wrong = isinstance(value, bool) != (self.kind is bool) or not isinstance(value, kind)
         if not wrong and self.choices:
             wrong = value not in self.choices
         if not wrong and self.kind in (int, float):

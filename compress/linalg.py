@@ -58,7 +58,7 @@ def pivoted_cholesky(gram: np.ndarray, k: int) -> PivotedCholesky:
 def interpolation(gram: np.ndarray, kept: np.ndarray, ridge: float = 0.0) -> np.ndarray:
     """Return T [k, C] with ``Z ~ Z[:, kept] T``, least squares on the Gram matrix; T at ``kept`` is the identity.
 
-    Chee et al. (2022): T = [I, R11^-1 R12] P^T. ``ridge`` is relative to the mean diagonal of G.
+    Chee et al. (2022): T = [I, R11^-1 R12] P^T. ``ridge`` is relative to every diagonal entry of G.
     """
     size = len(gram)
     dropped = np.setdiff1d(np.arange(size), kept)
@@ -70,21 +70,32 @@ def interpolation(gram: np.ndarray, kept: np.ndarray, ridge: float = 0.0) -> np.
 
 
 def solve_psd(matrix: np.ndarray, right: np.ndarray, ridge: float = 0.0) -> np.ndarray:
-    """Solve A X = B for symmetric positive semi-definite A; singular directions get a ridge that shrinks them."""
-    size = len(matrix)
-    mean = float(matrix.diagonal().mean()) if size else 0.0
-    if size == 0 or mean <= 0.0:
-        return np.zeros((size, right.shape[1]))
-    for scale in (ridge, 1e-12, 1e-10, 1e-8):
-        shifted = matrix + max(scale, ridge) * mean * np.eye(size)
+    """Solve A X = B for symmetric positive semi-definite A; singular directions get a ridge that shrinks them.
+
+    ``ridge`` is relative to every diagonal entry of A, so that channels of any scale are treated alike.
+    """
+    balanced, scale = _balanced(matrix)
+    wanted = right * scale[:, None]
+    for shift in (ridge, 1e-12, 1e-10, 1e-8):
+        shifted = balanced + max(shift, ridge) * np.eye(len(matrix))
         try:
             lower = np.linalg.cholesky(shifted)
         except np.linalg.LinAlgError:
             continue
-        if float(lower.diagonal().min()) ** 2 > 1e-15 * mean:
-            half = solve_triangular(lower, right, lower=True)
-            return np.asarray(solve_triangular(lower.T, half, lower=False))
-    return np.asarray(cho_solve(cho_factor(matrix + 1e-6 * mean * np.eye(size)), right))
+        if float(lower.diagonal().min(initial=1.0)) ** 2 > 1e-15:
+            half = solve_triangular(lower, wanted, lower=True)
+            return np.asarray(solve_triangular(lower.T, half, lower=False)) * scale[:, None]
+    solved = cho_solve(cho_factor(balanced + 1e-6 * np.eye(len(matrix))), wanted)
+    return np.asarray(solved) * scale[:, None]
+
+
+def _balanced(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return D A D with a diagonal of ones, and D as a vector; D is 0 where a channel is dead."""
+    roots = np.sqrt(np.maximum(matrix.diagonal(), 0.0))
+    scale = np.divide(1.0, roots, out=np.zeros(len(matrix)), where=roots > 0.0)
+    balanced = matrix * scale[:, None] * scale
+    np.fill_diagonal(balanced, 1.0)
+    return balanced, scale
 
 
 def interpolation_error(gram: np.ndarray, kept: np.ndarray, matrix: np.ndarray) -> float:
@@ -104,38 +115,36 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
         gram: G [k, k], positive semi-definite.
         right: rows b [R, k].
         mask: support of every row, bool [R, k]; elsewhere the result is exactly zero.
-        ridge: added to the diagonal, relative to its mean.
+        ridge: added to the diagonal, relative to every entry of it.
 
     Returns:
         Rows w [R, k]: batched direct solves for narrow G, masked conjugate gradients for wide G.
     """
     size = len(gram)
-    mean = float(gram.diagonal().mean()) if size else 0.0
-    if size == 0 or mean <= 0.0:
-        return np.zeros_like(right)
-    regular = gram + ridge * mean * np.eye(size)
+    balanced, scale = _balanced(gram)
+    np.fill_diagonal(balanced, 1.0 + max(ridge, size * np.finfo(np.float64).eps))
+    wanted = np.where(mask, right * scale, 0.0)
     if size > _DENSE_WIDTH:
-        return _masked_conjugate_gradients(regular, np.where(mask, right, 0.0), mask)
-    result = np.zeros_like(right)
-    step = max(1, _BATCH_BYTES // (8 * size * size))
+        return _masked_conjugate_gradients(balanced, wanted, mask) * scale
+    result = np.zeros(right.shape)
+    index = np.arange(size)
+    step = max(1, _BATCH_BYTES // (8 * max(1, size * size)))
     for start in range(0, len(right), step):
         part = slice(start, start + step)
         live = mask[part]
-        systems = regular * (live[:, :, None] & live[:, None, :])
-        index = np.arange(size)
-        systems[:, index, index] += np.where(live, 0.0, mean)
-        solved = np.linalg.solve(systems, np.where(live, right[part], 0.0)[:, :, None])[:, :, 0]
+        systems = balanced * (live[:, :, None] & live[:, None, :])
+        systems[:, index, index] += ~live
+        solved = np.linalg.solve(systems, wanted[part][:, :, None])[:, :, 0]
         result[part] = np.where(live, solved, 0.0)
-    return result
+    return result * scale
 
 
 def _masked_conjugate_gradients(matrix: np.ndarray, right: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Jacobi-preconditioned conjugate gradients on all rows at once; every iterate stays on the support."""
-    inverse = 1.0 / matrix.diagonal()
-    result = np.zeros_like(right)
+    """Conjugate gradients on all rows at once (the diagonal is constant); every iterate stays on the support."""
+    result = np.zeros(right.shape)
     residual = right.copy()
-    direction = residual * inverse
-    energy = np.sum(residual * direction, axis=1)
+    direction = right.copy()
+    energy = np.sum(residual * residual, axis=1)
     goal = 1e-16 * energy
     for _ in range(4 * len(matrix)):
         active = energy > goal
@@ -143,12 +152,12 @@ def _masked_conjugate_gradients(matrix: np.ndarray, right: np.ndarray, mask: np.
             break
         product = np.where(mask, direction @ matrix, 0.0)
         curvature = np.sum(direction * product, axis=1)
-        step = np.where(active & (curvature > 0), energy / np.where(curvature > 0, curvature, 1.0), 0.0)[:, None]
+        moving = active & (curvature > 0.0)
+        step = np.where(moving, energy / np.where(moving, curvature, 1.0), 0.0)[:, None]
         result += step * direction
         residual -= step * product
-        scaled = residual * inverse
-        renewed = np.sum(residual * scaled, axis=1)
-        ratio = np.where(active, renewed / np.where(energy > 0, energy, 1.0), 0.0)[:, None]
-        direction = scaled + ratio * direction
+        renewed = np.sum(residual * residual, axis=1)
+        ratio = np.where(active, renewed / np.where(active, energy, 1.0), 0.0)[:, None]
+        direction = residual + ratio * direction
         energy = renewed
     return result

@@ -89,9 +89,7 @@ def export(
     target = io.check_output(path, source=None, force=force)
     check_opset(opset)
     if not example_shape or any(size < 1 for size in example_shape):
-        raise OptionError(
-            f"input shape {tuple(example_shape)}: give positive sizes without the batch, as 3,32,32"
-        )
+        raise OptionError(f"input shape {tuple(example_shape)}: give positive sizes without the batch, as 3,32,32")
     frozen = deepcopy(module).cpu().eval()
     model = _convert(frozen, tuple(example_shape), opset, (input_name, output_name), fold_bn)
     strip_traces(model)
@@ -112,9 +110,7 @@ def check_opset(opset: int) -> None:
         raise OptionError(f"opset {opset}: export writes {OPSETS[0]} to {OPSETS[1]}")
 
 
-def _convert(
-    module: nn.Module, shape: tuple[int, ...], opset: int, names: tuple[str, str], fold_bn: bool
-) -> ir.Model:
+def _convert(module: nn.Module, shape: tuple[int, ...], opset: int, names: tuple[str, str], fold_bn: bool) -> ir.Model:
     title = type(module).__name__
     try:
         with _quiet_torch():
@@ -215,9 +211,7 @@ def _quiet_torch() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), redirect_stderr(said):
             for category in (DeprecationWarning, FutureWarning):
-                warnings.filterwarnings(
-                    "ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)"
-                )
+                warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
             yield
         sys.stderr.write(said.getvalue())
     finally:

@@ -56,9 +56,7 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
     turn, slant = draw(TURN), draw(SHEAR)
     wide, high = 1 + draw(STRETCH), 1 + draw(STRETCH)
     cos, sin = torch.cos(turn), torch.sin(turn)
-    across = torch.stack(
-        [cos * wide, (slant - sin) * wide, draw(1 / 7)], dim=1
-    )  # 1/7 of half a width: a 14th
+    across = torch.stack([cos * wide, (slant - sin) * wide, draw(1 / 7)], dim=1)  # 1/7 of half a width: a 14th
     down = torch.stack([sin * high, cos * high, draw(1 / 7)], dim=1)
     maps = torch.stack([across, down], dim=1).to(images.device)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)

@@ -42,11 +42,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted]
     if missing or unexpected:
-        found = [
-            f"{text} {_first(keys)}"
-            for text, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
+        found = [f"{text} {_first(keys)}" for text, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
         raise ModelError(f"{source} does not fit {type(module).__name__}: {' and '.join(found)}")
     for key, value in state.items():
         if value.shape != wanted[key].shape:
@@ -72,9 +68,7 @@ def module_from_script(target: str) -> nn.Module:
     file, _, name = target.rpartition(":")
     path = Path(file)
     if not name or path.suffix != ".py" or not path.is_file():
-        raise OptionError(
-            f"cannot build {target!r}: give an existing file and a function in it, as net.py:make"
-        )
+        raise OptionError(f"cannot build {target!r}: give an existing file and a function in it, as net.py:make")
     code = _users_code(target, lambda: _imported(path))
     function = getattr(code, name, None)
     if not callable(function):
@@ -95,13 +89,9 @@ def trial_output(module: nn.Module, shape: Sequence[int], title: str) -> tuple[i
     with torch.no_grad():
         output = _users_code(f"{title} on input {(2, *shape)}", lambda: module(torch.zeros(2, *shape)))
     if not isinstance(output, Tensor):
-        raise ModelError(
-            f"{title} returns {type(output).__name__}: export writes modules that return one tensor"
-        )
+        raise ModelError(f"{title} returns {type(output).__name__}: export writes modules that return one tensor")
     if output.ndim < 2 or len(output) != 2:
-        raise ModelError(
-            f"{title} returns shape {tuple(output.shape)} for two examples: (2, classes) is expected"
-        )
+        raise ModelError(f"{title} returns shape {tuple(output.shape)} for two examples: (2, classes) is expected")
     return tuple(output.shape)
 
 
@@ -151,9 +141,7 @@ def _state_dict(loaded: object, source: Path) -> dict[str, Tensor]:
         raise ModelError(f"{source} holds no state dict: save the network's state_dict() with torch.save")
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ModelError(
-                f"{source}: entry {key!r} is {type(value).__name__}; a state dict maps names to tensors"
-            )
+            raise ModelError(f"{source}: entry {key!r} is {type(value).__name__}; a state dict maps names to tensors")
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
 

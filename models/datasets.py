@@ -75,30 +75,22 @@ def open_torchvision(
 def _mnist(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
     from torchvision.datasets import MNIST
 
-    data = _opened(
-        "mnist", folder, download, lambda: MNIST(folder, train=split == "train", download=download)
-    )
+    data = _opened("mnist", folder, download, lambda: MNIST(folder, train=split == "train", download=download))
     images, labels = np.asarray(data.data, np.uint8), np.asarray(data.targets, np.int64)
     _check_lengths("mnist", folder, len(images), len(labels))
     return _rows_of(images), labels, CLASS_NAMES["mnist"]
 
 
-def _cifar10(
-    folder: Path, split: str, download: bool
-) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
+def _cifar10(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
     from torchvision.datasets import CIFAR10
 
-    data = _opened(
-        "cifar10", folder, download, lambda: CIFAR10(folder, train=split == "train", download=download)
-    )
+    data = _opened("cifar10", folder, download, lambda: CIFAR10(folder, train=split == "train", download=download))
     images, labels = np.asarray(data.data, np.uint8), np.asarray(data.targets, np.int64)
     _check_lengths("cifar10", folder, len(images), len(labels))
     return _rows_of(images), labels, CLASS_NAMES["cifar10"]
 
 
-def _imagenet(
-    folder: Path, split: str, download: bool
-) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
+def _imagenet(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
     from torchvision.datasets import ImageNet
 
     # torchvision would unpack a missing split from its archive, 150 GB on disk, without asking.
@@ -124,9 +116,7 @@ def _opened(kind: str, folder: Path, download: bool, build: Callable[[], Any]) -
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "" if download else _or_download(kind)
-        raise DataError(
-            f"{kind}: no readable data under {folder} ({reason}): name another folder{advice}"
-        ) from error
+        raise DataError(f"{kind}: no readable data under {folder} ({reason}): name another folder{advice}") from error
 
 
 def _or_download(kind: str) -> str:
@@ -162,9 +152,6 @@ def _joined(
     (first, head, names), (second, tail, _) = parts
 
     def fetch(rows: npt.NDArray[np.int64]) -> Images:
-        return [
-            (first(np.array([row])) if row < len(head) else second(np.array([row - len(head)])))[0]
-            for row in rows
-        ]
+        return [(first(np.array([row])) if row < len(head) else second(np.array([row - len(head)])))[0] for row in rows]
 
     return fetch, np.concatenate([head, tail]), names

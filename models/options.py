@@ -51,9 +51,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise OptionError(
-                    f"{name.replace('_', '-')} {getattr(self, name)}: at least {least} is accepted"
-                )
+                raise OptionError(f"{name.replace('_', '-')} {getattr(self, name)}: at least {least} is accepted")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise OptionError(f"lr {self.lr}: a positive number is accepted")
         if not 0 <= self.momentum < 1:

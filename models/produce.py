@@ -107,14 +107,10 @@ def train_and_export(
     data = open_training(spec, shape, seed=options.seed, download=download)
     trained = train_network(network, data, options, on_epoch)
     metadata = describe(data.preprocess, data.classes, data.spec)
-    return Produced(
-        _write(trained.module, shape, out, write, metadata), metadata, _notes(metadata), trained, data
-    )
+    return Produced(_write(trained.module, shape, out, write, metadata), metadata, _notes(metadata), trained, data)
 
 
-def load_and_export(
-    source: ExportSource, out: str | os.PathLike[str], write: WriteOptions | None = None
-) -> Produced:
+def load_and_export(source: ExportSource, out: str | os.PathLike[str], write: WriteOptions | None = None) -> Produced:
     """Load weights into a network and write it.
 
     Raises:
@@ -132,9 +128,7 @@ def load_and_export(
         load_weights(module, source.weights)
     outputs = trial_output(module, shape, source.network)
     if names and outputs[-1] != len(names):
-        raise OptionError(
-            f"{source.network} has {outputs[-1]} outputs, but {len(names)} class names were given"
-        )
+        raise OptionError(f"{source.network} has {outputs[-1]} outputs, but {len(names)} class names were given")
     metadata = describe(source.preprocess, names, data)
     return Produced(_write(module, shape, out, write, metadata), metadata, _notes(metadata))
 
@@ -159,9 +153,7 @@ def _module(source: ExportSource, named: int | None) -> tuple[nn.Module, tuple[i
         if source.input_shape is None:
             raise OptionError(f"{source.network} does not tell its input: give --input-shape, as 3,32,32")
         if source.classes is not None:
-            raise OptionError(
-                f"--classes is for the zoo's networks: {source.network} decides its own outputs"
-            )
+            raise OptionError(f"--classes is for the zoo's networks: {source.network} decides its own outputs")
         return module_from_script(source.network), source.input_shape
     network = find(source.network)
     if source.input_shape not in (None, network.input_shape):
@@ -170,9 +162,7 @@ def _module(source: ExportSource, named: int | None) -> tuple[nn.Module, tuple[i
             "--input-shape is for networks from a file"
         )
     if source.weights is None:
-        raise OptionError(
-            f"{source.network} from the zoo has no weights of its own: give --weights checkpoint.pth"
-        )
+        raise OptionError(f"{source.network} from the zoo has no weights of its own: give --weights checkpoint.pth")
     if None not in (source.classes, named) and source.classes != named:
         raise OptionError(f"--classes {source.classes}, but there are {named} class names: give one of them")
     return build(source.network, source.classes or named or 10), network.input_shape
@@ -212,9 +202,7 @@ def _notes(metadata: dict[str, str]) -> tuple[str, ...]:
     if DATA not in metadata:
         notes.append("the file names no data: give --calib and --eval (or --data) to onnxprune apply")
     if PREPROCESS not in metadata:
-        notes.append(
-            "the file names no preprocessing: give --preprocess to onnxprune apply where the data is images"
-        )
+        notes.append("the file names no preprocessing: give --preprocess to onnxprune apply where the data is images")
     if CLASSES not in metadata:
         notes.append("the file names no classes: reports will number them")
     return tuple(notes)

@@ -49,9 +49,7 @@ class TrainingData:
     spec: str | None
 
 
-def open_training(
-    spec: str, input_shape: Sequence[int], *, seed: int = 0, download: bool = False
-) -> TrainingData:
+def open_training(spec: str, input_shape: Sequence[int], *, seed: int = 0, download: bool = False) -> TrainingData:
     """Open a DATA spec for training a classifier.
 
     A source with named splits (``digits``, ``mnist:ROOT`` …) trains on its training side, less a tenth for
@@ -144,9 +142,7 @@ def _labels(examples: Examples) -> npt.NDArray[np.int64]:
             f"{examples.source}: the examples have no labels; training needs class folders, or 'y' in an .npz"
         )
     if int(examples.labels.min()) < 0:
-        raise DataError(
-            f"{examples.source}: label {int(examples.labels.min())} is negative; labels count from 0"
-        )
+        raise DataError(f"{examples.source}: label {int(examples.labels.min())} is negative; labels count from 0")
     return examples.labels
 
 
@@ -180,9 +176,7 @@ def _divide(opened: Sequence[Examples], seed: int) -> list[Examples]:
     rng = np.random.default_rng(seed)
     pool = opened[0]
     if pool.count < LEAST:
-        raise DataError(
-            f"{pool.source}: {pool.count} examples are too few to train on; at least {LEAST} are needed"
-        )
+        raise DataError(f"{pool.source}: {pool.count} examples are too few to train on; at least {LEAST} are needed")
     order = rng.permutation(pool.count)
     held = max(1, round(pool.count * HELD_OUT))
     if len(opened) == 2:
@@ -218,6 +212,4 @@ def _normalised(examples: Examples, preprocess: Preprocess) -> Examples:
     mean = np.asarray(preprocess.mean, np.float32)[:, None, None]
     std = np.asarray(preprocess.std, np.float32)[:, None, None]
     fetch = examples.fetch
-    return replace(
-        examples, fetch=lambda rows: {name: (array - mean) / std for name, array in fetch(rows).items()}
-    )
+    return replace(examples, fetch=lambda rows: {name: (array - mean) / std for name, array in fetch(rows).items()})

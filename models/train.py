@@ -167,8 +167,7 @@ def _one_epoch(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise BackendError(
-                f"training diverged: the loss is {value} in epoch {number} with lr {options.lr:g}; "
-                "try a smaller lr"
+                f"training diverged: the loss is {value} in epoch {number} with lr {options.lr:g}; try a smaller lr"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
@@ -234,9 +233,7 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise OptionError(f"device {name!r}: accepted are auto, cpu, cuda and cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu"
-        )
+        raise OptionError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
 
 

@@ -63,7 +63,7 @@ def size_gates(steps: Sequence[pipeline.Step]) -> list[Gate]:
         size_gate(Target(name, wanted), got)
         for done in steps
         for name, (wanted, got) in done.result.reached.items()
-        if 0 < wanted
+        if wanted > 0
     ]
 
 

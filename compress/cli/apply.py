@@ -55,6 +55,7 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     recipe: str,
     source: str,
     out: str,

@@ -31,6 +31,7 @@ Example:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     original: str,
     compressed: str,
     data: str | None,

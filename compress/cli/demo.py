@@ -7,11 +7,20 @@ import time
 
 import click
 
-STORY: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Train LeNet-5 in PyTorch on the embedded digits and export it to ONNX.", ("train", "lenet5", "--data", "digits", "--out", "model.onnx")),
-    ("Compress it with surp and id; the model's own metadata says which data to use.", ("apply", "surp,id", "--in", "model.onnx", "--out", "pruned.onnx", "--report", "report.md", "--report", "report.json")),
-    ("Ask for half of the FLOPs, and let a gate decide whether the result may ship.", ("apply", "id(flops=0.5)", "--in", "model.onnx", "--out", "half.onnx", "--min-agreement", "0.95", "--report", "half.md")),
-)  # fmt: skip
+STORY = (
+    (
+        "Train LeNet-5 in PyTorch on the embedded digits and export it to ONNX.",
+        "train lenet5 --data digits --out model.onnx",
+    ),
+    (
+        "Compress it with surp and id; the model's own metadata says which data to use.",
+        "apply surp,id --in model.onnx --out pruned.onnx --report report.md --report report.json",
+    ),
+    (
+        "Ask for half of the FLOPs, and let a gate decide whether the result may ship.",
+        "apply id(flops=0.5) --in model.onnx --out half.onnx --min-agreement 0.95 --report half.md",
+    ),
+)
 
 
 @click.command("demo")
@@ -29,8 +38,9 @@ def command(folder: str) -> None:
     except OSError as error:
         raise OptionError(f"--dir '{folder}' cannot be made: {error.strerror}") from error
     start = time.perf_counter()
-    for title, arguments in STORY:
-        placed = [str(target / word) if word.endswith((".onnx", ".md", ".json")) else word for word in arguments]
+    for title, words in STORY:
+        files = (".onnx", ".md", ".json")
+        placed = [str(target / word) if word.endswith(files) else word for word in words.split()]
         click.echo(f"\n{title}\n$ onnxprune {shlex.join(placed)}\n")
         status = main.main(args=[*placed, "--force"], prog_name="onnxprune", standalone_mode=False)
         if status:

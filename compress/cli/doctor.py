@@ -8,7 +8,7 @@ import click
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, /, as_json: bool) -> None:
     """Show versions, execution providers and clashes between installed packages; status 4 when something is wrong."""
     from onnxprune.runtime.doctor import diagnose
 

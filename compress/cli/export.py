@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Write PyTorch weights as an ONNX file.")
 @click.argument("network", metavar="NET")
-@click.option("--weights", type=click.Path(), help="A state dict written by torch.save.")
-@click.option("--out", required=True, type=click.Path(), help="The ONNX file to write.")
-@click.option("--classes", type=int, help="Number of classes [that of the class names, else 10].")
-@click.option("--class-names", type=click.Path(), help="A JSON list of class names, in the order of the outputs.")
-@click.option("--preprocess", type=click.Path(), help="A YAML or JSON file that says how pixels become inputs.")
-@click.option("--data", help="The data the weights were trained on: digits, or mnist:ROOT with a relative ROOT, …")
-@click.option("--input-shape", help="Shape of one example, as 3,32,32; for networks from a file.")
-@click.option("--keep-bn", is_flag=True, help="Keep BatchNormalization nodes instead of folding them.")
-@click.option("--opset", default=20, show_default=True, help="ONNX operator set.")
-@click.option("--force", is_flag=True, help="Overwrite an existing --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--weights", type=click.Path(), help="a state dict written by torch.save")
+@click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
+@click.option("--classes", type=int, help="number of classes  [default: that of the class names, else 10]")
+@click.option("--class-names", type=click.Path(), help="a JSON list of class names, in the order of the outputs")
+@click.option("--preprocess", type=click.Path(), help="a YAML or JSON file that says how pixels become inputs")
+@click.option("--data", help="the data the weights were trained on: digits, or mnist:ROOT with a relative ROOT, …")
+@click.option("--input-shape", help="shape of one example, as 3,32,32; for networks from a file")
+@click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
+@click.option("--opset", default=20, show_default=True, help="ONNX operator set")
+@click.option("--force", is_flag=True, help="overwrite an existing --out")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def command(
     network: str,
     weights: str | None,

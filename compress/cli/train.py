@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.shared import DATA_HELP
+
 if TYPE_CHECKING:
     from onnxprune.models.produce import Produced
     from onnxprune.models.train import Epoch
@@ -16,26 +18,26 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train a network of the zoo and export it to ONNX.")
 @click.argument("network", metavar="NET")
-@click.option("--data", required=True, help="digits, a folder or zip of class folders, mnist:ROOT, … (DATA).")
-@click.option("--out", required=True, type=click.Path(), help="The ONNX file to write.")
-@click.option("--epochs", type=int, help="Passes over the training data [30; ResNets 60].")
-@click.option("--batch-size", type=int, help="Examples per step [32; ResNets 128].")
-@click.option("--lr", type=float, help="Learning rate at the start [0.02; ResNets 0.1; adam 0.001].")
-@click.option("--optimizer", default="sgd", show_default=True, help="sgd or adam.")
-@click.option("--momentum", type=float, help="Momentum of sgd [0.9].")
-@click.option("--weight-decay", type=float, help="Factor of the L2 penalty [0.0005].")
-@click.option("--schedule", help="cosine, multistep or none [cosine].")
+@click.option("--data", required=True, help=f"labelled {DATA_HELP.removesuffix(', random')}")
+@click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
+@click.option("--epochs", type=int, help="passes over the training data  [default: 30; ResNets 60]")
+@click.option("--batch-size", type=int, help="examples per step  [default: 32; ResNets 128]")
+@click.option("--lr", type=float, help="learning rate at the start  [default: 0.02; ResNets 0.1; adam 0.001]")
+@click.option("--optimizer", default="sgd", show_default=True, help="sgd or adam")
+@click.option("--momentum", type=float, help="momentum of sgd  [default: 0.9]")
+@click.option("--weight-decay", type=float, help="factor of the L2 penalty  [default: 0.0005]")
+@click.option("--schedule", help="cosine, multistep or none  [default: cosine]")
 @click.option(
     "--augment",
-    help="auto, none, shift, shift+flip or affine [auto: affine on grey images, shift+flip on colour].",
+    help="auto, none, shift, shift+flip or affine  [default: auto: affine on grey images, shift+flip on colour]",
 )
-@click.option("--seed", default=0, show_default=True, help="Decides weights, order and held-out examples.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--opset", default=20, show_default=True, help="ONNX operator set.")
-@click.option("--keep-bn", is_flag=True, help="Keep BatchNormalization nodes instead of folding them.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch missing data.")
-@click.option("--force", is_flag=True, help="Overwrite an existing --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--seed", default=0, show_default=True, help="decides weights, order and held-out examples")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option("--opset", default=20, show_default=True, help="ONNX operator set")
+@click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
+@click.option("--download", is_flag=True, help="let torchvision fetch missing data")
+@click.option("--force", is_flag=True, help="overwrite an existing --out")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def command(
     network: str,
     data: str,

@@ -72,9 +72,9 @@ def refine(magnitudes: np.ndarray, nonzeros: int, law: Law) -> Refinement:
     refreshes = hits = levels = found = 0
     thresholds: list[float] = []
     while found < goal and alpha > _SMALLEST_ALPHA and float(residual.max(initial=0.0)) > floor:
-        refreshes += 1
-        if refreshes % law.patience == 0:
-            alpha *= law.decay
+        if levels:  # the first threshold is alpha times the mean itself; every later one is a refresh
+            refreshes += 1
+            alpha *= law.decay if refreshes % law.patience == 0 else 1.0
         threshold = alpha * float(residual.sum()) / count
         times = np.maximum(np.ceil(residual / threshold) - 1.0, 0.0)
         levels += 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data import Examples
+from onnxprune.data import Batch, Examples
 from onnxprune.errors import DataError
 from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.shapes import concrete_shapes
@@ -38,31 +38,44 @@ def collect(
         return {}
     names = sorted({key[0] for key in observers})
     with open_session(model, settings, taps=names) as session:
-        size = _batch(model, names, session, settings)
-        fed = 0
+        size = _batch(model, names, examples, session, settings)
         for batch in examples.batches(size):
-            arrays = batch.arrays
-            if session.fixed_batch and len(batch.rows) < session.fixed_batch:
-                if fed:
-                    break  # a partial batch would count padding; the full ones before it are enough
-                arrays = {name: np.resize(a, (session.fixed_batch, *a.shape[1:])) for name, a in arrays.items()}
-            values = session.run(arrays, names)
+            values = _run(session, batch, names)
             for key, observer in observers.items():
-                observer.update(values[key[0]])
+                seen = values[key[0]]
+                if seen is None:
+                    continue
+                observer.update(seen)
                 if not observer.finite():
                     raise DataError(
-                        f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; check the model and the data"
+                        f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; "
+                        "check the model and the data"
                     )
-            fed += len(batch.rows)
             if advance is not None:
                 advance(len(batch.rows))
     return {key: observer.result() for key, observer in observers.items()}
 
 
-def _batch(model: ir.Model, names: list[str], session: Session, settings: Settings) -> int:
+def _run(session: Session, batch: Batch, names: list[str]) -> dict[str, np.ndarray | None]:
+    """Return the tapped values of one batch without what pads it; None where the two cannot be told apart."""
+    count, fixed = len(batch.rows), session.fixed_batch
+    if fixed is None or count == fixed:
+        return dict(session.run(batch.arrays, names))
+    # Examples are repeated in turn rather than the last one alone: a first batch is counted with its padding.
+    full = {name: np.resize(data, (fixed, *data.shape[1:])) for name, data in batch.arrays.items()}
+    first = int(batch.rows[0]) == 0
+    values = session.run(full, names)
+    return {
+        name: data[:count] if data.ndim and len(data) == fixed else data if first else None
+        for name, data in values.items()
+    }
+
+
+def _batch(model: ir.Model, names: list[str], examples: Examples, session: Session, settings: Settings) -> int:
     size = batch_for(session, settings)
     if session.fixed_batch is not None:
         return size
-    shapes = concrete_shapes(model, example_shapes(model))
+    one = {name: data.shape for name, data in examples.fetch(np.zeros(1, dtype=np.int64)).items()}
+    shapes = concrete_shapes(model, example_shapes(model, one))
     per_example = sum(4 * int(np.prod([s or 1 for s in shapes.get(name, ())])) for name in names)
     return max(1, min(size, TAP_LIMIT // max(1, per_example)))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import sys
 from dataclasses import dataclass
 
-from onnxprune.runtime.engine import engine
+from onnxprune.runtime.engine import engine, runtime_errors
 from onnxprune.runtime.providers import cuda_devices, installed_wheels, resolve
 
 _REPORTED = (
@@ -59,7 +58,8 @@ def diagnose() -> Diagnosis:
     if len(wheels) > 1:
         names = " and ".join(f"{name} {version}" for name, version in wheels.items())
         problems.append(
-            f"{names} are both installed and overwrite each other's files; uninstall all of them, then install the one you need"
+            f"{names} are both installed and overwrite each other's files; "
+            "uninstall all of them, then install the one you need"
         )
     if not wheels:
         problems.append("no onnxruntime distribution is installed; reinstall onnxprune")
@@ -68,10 +68,9 @@ def diagnose() -> Diagnosis:
     usable = tuple(name for name in chosen.names if _opens(name))
     if devices and "CUDAExecutionProvider" not in usable:
         problems.append(
-            'a CUDA device is present but ONNX Runtime cannot use it; try pip install "onnxprune[cuda]" for its libraries'
+            "a CUDA device is present but ONNX Runtime cannot use it; "
+            'try pip install "onnxprune[cuda]" for the libraries that it needs'
         )
-    if sys.version_info < (3, 11):
-        problems.append(f"Python {platform.python_version()} is older than 3.11")
     return Diagnosis(
         versions(),
         {name: _version(name) for name in _OPTIONAL},
@@ -98,8 +97,10 @@ def _opens(provider: str) -> bool:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[provider], enable_fallback=0
+        )
         session.run(None, {"x": np.ones(2, dtype=np.float32)})
-    except (RuntimeError, ValueError):
+    except runtime_errors():
         return False
     return provider in session.get_providers()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.runtime.session import Session
+from onnxprune.runtime.session import Session, batch_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def measure(sessions: Sequence[Session], feeds: Mapping[str, np.ndarray], *, bud
         for spent, session in zip(times, sessions, strict=True):
             spent.extend(_turn(session, feeds, runs)[1:])
         turns += 1
-    batch = len(next(iter(feeds.values()))) if feeds else 0
+    batch = batch_of(feeds)
     return [Latency(float(np.median(t)), float(np.percentile(t, 90)), len(t), batch) for t in times]
 
 

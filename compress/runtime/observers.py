@@ -39,7 +39,8 @@ class Gram:
         step = max(1, _CHUNK // self.channels)
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step].astype(np.float64)
-            self._gram += chunk.T @ chunk
+            with np.errstate(invalid="ignore", over="ignore"):  # finite() tells of it
+                self._gram += chunk.T @ chunk
         self._rows += len(rows)
 
     def finite(self) -> bool:

@@ -34,10 +34,14 @@ def parse_providers(text: str | None) -> tuple[str, ...] | None:
     """
     if text is None or text == "auto":
         return None
-    words = tuple(word.strip().lower() for word in text.split(",") if word.strip())
+    words = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
     unknown = [word for word in words if word not in NAMES]
-    if unknown or not words:
-        raise OptionError(f"--providers '{text}': '{', '.join(unknown)}' is unknown; use {', '.join(NAMES)} or auto")
+    if not words:
+        raise OptionError(f"--providers '{text}' names no provider; use {', '.join(NAMES)} or auto")
+    if unknown:
+        raise OptionError(
+            f"--providers '{text}': '{', '.join(unknown)}' is unknown; use {', '.join(NAMES)} or auto"
+        )
     return words
 
 
@@ -47,18 +51,15 @@ def resolve(words: Sequence[str] | None) -> Providers:
 
     wanted = tuple(words) if words is not None else ("cuda", "cpu")
     compiled = set(onnxruntime.get_available_providers())
-    names: list[str] = []
-    notices: list[str] = []
-    for word in wanted:
-        reason = None if word == "cpu" else _missing(word, compiled)
-        if reason is None:
-            names.append(NAMES[word])
-        elif words is not None:
-            notices.append(
-                f"{word} is not available ({reason}); running on {'the CPU' if 'cpu' not in names else 'cpu'}"
-            )
-    if NAMES["cpu"] not in names:
-        names.append(NAMES["cpu"])
+    missing = {word: _missing(word, compiled) for word in wanted if word != "cpu"}
+    usable = [word for word in wanted if missing.get(word) is None]
+    names = list(dict.fromkeys(NAMES[word] for word in [*usable, "cpu"]))
+    running = " and ".join({"cpu": "the CPU"}.get(word, word) for word in usable or ["cpu"])
+    notices = [
+        f"{word} is not available ({reason}); running on {running}"
+        for word, reason in missing.items()
+        if reason is not None and words is not None
+    ]
     if NAMES["cuda"] in names and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     return Providers(tuple(names), tuple(notices))

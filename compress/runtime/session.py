@@ -15,7 +15,7 @@ from onnxprune.data import InputSpec
 from onnxprune.errors import BackendError
 from onnxprune.graph import io
 from onnxprune.graph.shapes import true_inputs
-from onnxprune.runtime.engine import engine
+from onnxprune.runtime.engine import engine, runtime_errors
 
 _OOM_HINT = "give a smaller --batch-size"
 
@@ -44,7 +44,7 @@ class Session:
         self.label = label
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=list(settings.providers))
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise BackendError(f"ONNX Runtime cannot load {label}: {_reason(error)}") from error
         self.outputs = [str(out.name) for out in self._session.get_outputs()]
         self.inputs = [str(given.name) for given in self._session.get_inputs()]
@@ -63,12 +63,12 @@ class Session:
             BackendError: ONNX Runtime failed.
         """
         names = list(outputs) if outputs is not None else self.outputs
-        count = len(next(iter(feeds.values()))) if feeds else 0
+        count = batch_of(feeds)
         padded = self.fixed_batch is not None and count < self.fixed_batch
         fed = {name: _pad(data, self.fixed_batch or 0) for name, data in feeds.items()} if padded else feeds
         try:
             results = self._session.run(names, {name: fed[name] for name in self.inputs if name in fed})
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise BackendError(f"ONNX Runtime failed on {self.label}: {_reason(error)}") from error
         except MemoryError as error:
             raise BackendError(f"out of memory while running {self.label}; {_OOM_HINT}") from error
@@ -78,17 +78,13 @@ class Session:
         return dict(zip(names, arrays, strict=True))
 
 
+def batch_of(feeds: Mapping[str, np.ndarray]) -> int:
+    """Return how many examples a feed holds: the first size of its first array that has any."""
+    return next((len(data) for data in feeds.values() if data.ndim), 0)
+
+
 def _pad(data: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([data, np.repeat(data[-1:], size - len(data), axis=0)])
-
-
-def _runtime_errors() -> tuple[type[BaseException], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = "Fail InvalidArgument NoSuchFile NoModel EngineError RuntimeException InvalidProtobuf ModelLoaded"
-    names += " NotImplemented InvalidGraph EPFail ModelRequiresCompilation"
-    found = [getattr(state, name) for name in names.split() if hasattr(state, name)]
-    return (*found, RuntimeError, ValueError)
 
 
 def _reason(error: BaseException) -> str:

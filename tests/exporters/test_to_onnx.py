@@ -87,9 +87,7 @@ def test_names_are_those_of_the_state_dict(small: Small, tmp_path: Path) -> None
     ]
     assert [node.output[0] for node in graph.node if node.op_type == "Conv"] == ["stem.0", "conv"]
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    assert {"stem.0.weight", "stem.0.bias", "conv.weight", "conv.bias", "head.weight", "head.bias"} < set(
-        stored
-    )
+    assert {"stem.0.weight", "stem.0.bias", "conv.weight", "conv.bias", "head.weight", "head.bias"} < set(stored)
     np.testing.assert_array_equal(stored["head.weight"], small.head.weight.detach().numpy())
 
 
@@ -180,17 +178,13 @@ class _DataDependent(nn.Module):
 
 
 def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ModelError, match="torch fixed the batch size of _FixedBatch: its code depends on the number"
-    ):
+    with pytest.raises(ModelError, match="torch fixed the batch size of _FixedBatch: its code depends on the number"):
         export(_FixedBatch(), (4,), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_torch_cannot_export_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(
-        ModelError, match=r"torch could not export _DataDependent with a dynamic batch: "
-    ) as caught:
+    with pytest.raises(ModelError, match=r"torch could not export _DataDependent with a dynamic batch: ") as caught:
         export(_DataDependent(), (4,), tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -207,13 +201,9 @@ def test_several_outputs_are_refused(tmp_path: Path) -> None:
         export(_Pair(), (4,), tmp_path / "m.onnx")
 
 
-def test_a_file_that_disagrees_is_not_kept(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_disagrees_is_not_kept(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_onnx, "TOLERANCE", 1e-12)
-    with pytest.raises(
-        ModelError, match=r"the export of Small differs from torch by .* relative; at most 1e-12"
-    ):
+    with pytest.raises(ModelError, match=r"the export of Small differs from torch by .* relative; at most 1e-12"):
         export(small, (2, 8, 8), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
     assert export(small, (2, 8, 8), tmp_path / "m.onnx", check=False).error is None

@@ -63,9 +63,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
 
 def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     torch.save(build("lenet300"), tmp_path / "w.pth")
-    with pytest.raises(
-        ModelError, match=r"holds more than tensors or is damaged: save the network's state_dict\(\)"
-    ):
+    with pytest.raises(ModelError, match=r"holds more than tensors or is damaged: save the network's state_dict\(\)"):
         load_weights(build("lenet300"), tmp_path / "w.pth")
 
 

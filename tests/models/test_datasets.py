@@ -126,9 +126,7 @@ def test_damaged_imagenet_image_is_named(imagenet: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mnist", "cifar10"])
 def test_missing_files_name_root_and_download(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=rf"{kind}: no readable data under .*{tmp_path.name}.* or give --download"
-    ):
+    with pytest.raises(DataError, match=rf"{kind}: no readable data under .*{tmp_path.name}.* or give --download"):
         open_torchvision(kind, tmp_path, "train")
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match="nowhere does not exist: name one or give --download"):
@@ -142,17 +140,13 @@ def test_truncated_mnist(mnist: Path) -> None:
 
 
 def test_unknown_kind_and_split(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="unknown torchvision data 'svhn': accepted are mnist, cifar10, imagenet"
-    ):
+    with pytest.raises(DataError, match="unknown torchvision data 'svhn': accepted are mnist, cifar10, imagenet"):
         open_torchvision("svhn", tmp_path)
     with pytest.raises(DataError, match="mnist has no split 'val': accepted are train and test"):
         open_torchvision("mnist", tmp_path, "val")
 
 
-def test_missing_torchvision_is_answered_with_the_pip_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_torchvision_is_answered_with_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.models.datasets.find_spec", lambda _: None)
     with pytest.raises(DataError, match=r'mnist needs torchvision: pip install "onnxprune\[train\]"'):
         open_torchvision("mnist", tmp_path, "train")

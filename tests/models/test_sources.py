@@ -75,9 +75,7 @@ def test_class_folders_are_divided_and_named(tmp_path: Path) -> None:
     assert data.spec is None
     assert data.preprocess is not None
     assert data.preprocess.resize is None
-    parts = [
-        part.origin.tolist() for part in (data.train, data.validation, data.test) if part.origin is not None
-    ]
+    parts = [part.origin.tolist() for part in (data.train, data.validation, data.test) if part.origin is not None]
     assert sorted(row for part in parts for row in part) == list(range(60))
 
 
@@ -129,9 +127,7 @@ def _saved(folder: Path, **arrays: np.ndarray) -> str:
 
 def test_unsuitable_data_is_told_in_a_sentence(tmp_path: Path) -> None:
     images = np.random.default_rng(0).standard_normal((40, *GREY)).astype(np.float32)
-    with pytest.raises(
-        DataError, match=r"x.npz: the examples have no labels; training needs class folders, or 'y'"
-    ):
+    with pytest.raises(DataError, match=r"x.npz: the examples have no labels; training needs class folders, or 'y'"):
         open_training(_saved(tmp_path, x=images), GREY)
     with pytest.raises(DataError, match=r"all of one class; a classifier needs at least 2"):
         open_training(_saved(tmp_path, x=images, y=np.zeros(40, np.int64)), GREY)

@@ -59,9 +59,7 @@ def test_the_test_data_is_read_only_at_the_end(digits: TrainingData) -> None:
         return test_fetch(rows)
 
     data = replace(digits, test=replace(digits.test, fetch=fetch))
-    train_network(
-        "lenet300", data, TrainOptions(epochs=2), lambda epoch: order.append(f"epoch {epoch.number}")
-    )
+    train_network("lenet300", data, TrainOptions(epochs=2), lambda epoch: order.append(f"epoch {epoch.number}"))
     assert order == ["epoch 1", "epoch 2", "test"]
 
 
@@ -93,9 +91,7 @@ def test_optimizers_and_schedules_run(optimizer: str, schedule: str, digits: Tra
 
 @pytest.mark.parametrize("augment", ["none", "shift", "shift+flip", "affine"])
 def test_augmentations_run(augment: str, digits: TrainingData) -> None:
-    assert math.isfinite(
-        train_network("lenet300", digits, TrainOptions(epochs=1, augment=augment)).test_accuracy
-    )
+    assert math.isfinite(train_network("lenet300", digits, TrainOptions(epochs=1, augment=augment)).test_accuracy)
 
 
 def test_large_data_is_read_batch_by_batch(digits: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:

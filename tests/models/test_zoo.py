@@ -40,9 +40,7 @@ def test_classes_and_channels(name: str) -> None:
 
 
 def test_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(
-        OptionError, match=r"unknown network 'lenet4': did you mean 'lenet5'\? the zoo has lenet300,"
-    ):
+    with pytest.raises(OptionError, match=r"unknown network 'lenet4': did you mean 'lenet5'\? the zoo has lenet300,"):
         build("lenet4")
     with pytest.raises(OptionError, match=r"unknown network 'vgg': the zoo has"):
         find("vgg")
