@@ -110,8 +110,8 @@ class OptionSpec:
             return {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[self.kind]
         left = "(" if self.above or self.low is None else "["
         right = ")" if self.below or self.high is None else "]"
-        low = "-inf" if self.low is None else f"{self.low:g}"
-        high = "inf" if self.high is None else f"{self.high:g}"
+        low = "-inf" if self.low is None else f"{self.low:.15g}"
+        high = "inf" if self.high is None else f"{self.high:.15g}"
         kind = "a whole number" if self.kind is int else "a number"
         return f"{kind} in {left}{low}, {high}{right}"
 

@@ -24,6 +24,7 @@ PASSES: dict[str, str] = {
 }
 SIZES = ("keep", "flops", "params", "bytes", "latency", "sparsity")
 _STEP = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_QUOTES = "\"'"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -41,9 +42,9 @@ def pass_class(name: str) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``: did you mean 'x'?`` for a close name, else nothing."""
+    """Return `` (did you mean 'x'?)`` for a close name, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean '{close[0]}'?" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def parse(recipe: str, targets: Sequence[Target] = ()) -> list[Pass]:
@@ -67,17 +68,21 @@ def _steps(recipe: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside parentheses."""
-    parts, depth, start = [], 0, 0
+    """Split at commas outside parentheses and quotes; a quote opens only right after an equals sign."""
+    parts, depth, start, quote, before = [], 0, 0, "", ""
     for position, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth < 0:
-            raise OptionError(f"recipe '{text}': ')' at position {position + 1} closes nothing")
-        if letter == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    if depth:
-        raise OptionError(f"recipe '{text}': a '(' is never closed")
+        if quote or (letter in _QUOTES and before == "="):
+            quote = "" if letter == quote else quote or letter
+        else:
+            depth += (letter == "(") - (letter == ")")
+            if depth < 0:
+                raise OptionError(f"recipe '{text}': ')' at position {position + 1} closes nothing")
+            if letter == "," and depth == 0:
+                parts.append(text[start:position])
+                start = position + 1
+        before = before if letter.isspace() else letter
+    if quote or depth:
+        raise OptionError(f"recipe '{text}': a {quote or '('!r} is never closed")
     parts.append(text[start:])
     if any(not part.strip() for part in parts) and len(parts) > 1:
         raise OptionError(f"recipe '{text}': there is nothing between two commas or after the last one")
@@ -97,8 +102,13 @@ def _step(text: str) -> tuple[str, dict[str, Any]]:
             raise OptionError(f"recipe step '{text.strip()}': '{item.strip()}' is not of the form option=value")
         if key in options:
             raise OptionError(f"recipe step '{text.strip()}': option '{key}' is given twice")
-        options[key] = value.strip().strip("\"'")
+        options[key] = _unquoted(value.strip())
     return name, options
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] in _QUOTES and value[-1] == value[0]
+    return value[1:-1] if quoted else value
 
 
 def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -108,6 +118,8 @@ def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise OptionError(f"recipe file '{path}' does not exist")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"recipe file '{path}' cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OptionError(f"recipe file '{path}' is not YAML: {str(error).splitlines()[0]}") from error
     passes = content.get("passes") if isinstance(content, Mapping) else content
@@ -148,11 +160,12 @@ def _value(owner: str, spec: OptionSpec, given: Any) -> Any:
         if word not in _TRUE + _FALSE:
             raise refusal
         return word in _TRUE
-    if isinstance(given, bool):
+    broken = isinstance(given, float) and spec.kind is int and not given.is_integer()
+    if broken or isinstance(given, bool) or not isinstance(given, str | int | float):
         raise refusal
     try:
         return spec.kind(given)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise refusal from error
 
 
@@ -173,20 +186,30 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
 
 def options(item: Pass) -> dict[str, Any]:
     """Return the options of a pass that differ from their defaults, and the size that a bare pass uses."""
-    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
-    given = {spec.name: value for spec, value in pairs if value != spec.default}
+    given = _given(item)
     default = getattr(item, "default_size", None)
     if default is not None and not set(given) & set(SIZES):
         return {default[0]: default[1], **given}
     return given
 
 
+def _given(item: Pass) -> dict[str, Any]:
+    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
+    return {spec.name: value for spec, value in pairs if value != spec.default}
+
+
 def canonical(passes: Iterable[Pass]) -> str:
-    """Return the recipe that gives exactly these passes."""
+    """Return the recipe that gives exactly these passes; a bare pass stays bare."""
     return ",".join(_written(item) for item in passes)
 
 
 def _written(item: Pass) -> str:
-    given = options(item)
-    texts = [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()]
+    texts = [f"{name}={_text(value)}" for name, value in _given(item).items()]
     return f"{item.name}({','.join(texts)})" if texts else item.name
+
+
+def _text(value: Any) -> str:
+    """Write a value as the parser reads it: quoted where it holds something that the parser would cut at."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    plain = text and text == text.strip() and text[0] not in _QUOTES and not set(text) & set(",()")
+    return text if plain else next((f"{q}{text}{q}" for q in _QUOTES if q not in text), text)

@@ -15,6 +15,7 @@ from onnxprune.fit.allocate import fraction_widths, uniform_widths
 from onnxprune.fit.fold import fold_consumer
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.kept import record_kept
 from onnxprune.graph.labels import Consumer
 from onnxprune.graph.shapes import concrete_shapes
@@ -35,9 +36,7 @@ class Id:
     read; T is folded into the consumers' weights, on the support of each row where earlier passes made zeros.
     """
 
-    keep: float | None = option(
-        None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0
-    )
+    keep: float | None = option(None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0)
     flops: float | None = option(
         None,
         float,
@@ -89,13 +88,9 @@ class Id:
         if kept:
             _fold(analysis, chosen, kept, context, self.preserve_zeros)
             surgery.cut(analysis, kept)
-            record_kept(
-                work, {str(p.node.name): kept[s.name] for s in chosen if s.name in kept for p in s.producers}
-            )
+            record_kept(work, _kept_outputs(analysis, kept))
         result = finish(work)
-        warnings = (
-            () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
-        )
+        warnings = () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
         numbers = {"spaces": len(chosen), "layers": layers}
         return StepResult(result, skipped, numbers, self._reached(result, context), warnings)
 
@@ -104,12 +99,10 @@ class Id:
         if self.keep is not None:
             return fraction_widths(full, self.keep)
         limit = int(self._flops * context.original_cost.macs)
-        shapes = concrete_shapes(analysis.model, context.inputs)
+        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
 
         def cost(widths: Mapping[str, int]) -> int:
-            return spaces.predicted_macs(
-                analysis, shapes, {name: np.arange(count) for name, count in widths.items()}
-            )
+            return spaces.predicted_macs(analysis, shapes, {name: np.arange(count) for name, count in widths.items()})
 
         return uniform_widths(full, cost, limit)
 
@@ -120,7 +113,7 @@ class Id:
     def _reached(self, result: ir.Model, context: Context) -> dict[str, tuple[float, float]]:
         if self.flops is None or not context.original_cost.macs:
             return {}
-        macs = spaces.total_macs(result, concrete_shapes(result, context.inputs))
+        macs = spaces.total_macs(result, concrete_shapes(result, example_shapes(result, context.inputs)))
         return {"flops": (self.flops, macs / context.original_cost.macs)}
 
     def _reduce(
@@ -142,6 +135,16 @@ class Id:
         errors = [interpolation_error(gram, kept, interpolation(gram, kept, _RIDGE)) for gram, _ in grams]
         row = {"space": space.name, "width": space.width, "kept": len(kept), "relative_error": max(errors)}
         return kept, row if note is None else {**row, "note": note}
+
+
+def _kept_outputs(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return, for every producer of a space that is cut, which of its own outputs stay."""
+    keep = analysis.keep_mask(kept)
+    producers = {id(p): p for space in analysis.spaces if space.name in kept for p in space.producers}
+    return {
+        str(p.node.name): np.flatnonzero(keep[analysis.channels_of(analysis.tracer.labels[p.weight][p.axis])])
+        for p in producers.values()
+    }
 
 
 def _treatable(analysis: Analysis) -> tuple[list[ChannelSpace], dict[str, str]]:

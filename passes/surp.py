@@ -97,7 +97,10 @@ class Surp:
         return refine(np.concatenate(pooled), nonzeros, law)
 
     def _norm(self, weight: np.ndarray) -> float:
-        return float(np.linalg.norm(weight)) if self.normalize else 1.0
+        if not self.normalize:
+            return 1.0
+        peak = float(np.abs(weight).max())  # squares of very small or large doubles leave the range
+        return peak * float(np.linalg.norm(weight / peak))
 
     def _write(self, tensors: dict[ir.Value, np.ndarray], refinement: Refinement) -> None:
         start = 0
@@ -108,8 +111,18 @@ class Surp:
                 new = np.where(magnitude > 0.0, weight, 0.0)
             else:
                 new = np.sign(weight) * magnitude * self._norm(weight)
-            constants.set_array(value, new)
-            tensors[value] = new
+            tensors[value] = _store(value, new, weight)
+
+
+def _store(value: ir.Value, new: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Write new values and return them as stored; one too small for the element type keeps its old weight."""
+    constants.set_array(value, new)
+    stored = np.asarray(constants.array(value)).astype(np.float64)
+    lost = (stored == 0.0) & (new != 0.0)
+    if lost.any():
+        stored[lost] = weight[lost]
+        constants.set_array(value, stored)
+    return stored
 
 
 def _treated(model: ir.Model) -> tuple[dict[ir.Value, np.ndarray], dict[str, str]]:
@@ -127,9 +140,7 @@ def _treated(model: ir.Model) -> tuple[dict[ir.Value, np.ndarray], dict[str, str
             continue
         wide = data.astype(np.float64)
         if not np.isfinite(wide).all():
-            raise ModelError(
-                f"weight '{value.name}' of node '{node.name}' holds NaN or infinity; mend the model first"
-            )
+            raise ModelError(f"weight '{value.name}' of node '{node.name}' holds NaN or infinity; mend the model first")
         if not wide.any():
             skipped[str(node.name)] = f"its weight '{value.name}' is all zeros"
             continue

@@ -9,9 +9,7 @@ from onnxprune.linalg import interpolation, masked_least_squares
 _RIDGE = 1e-10
 
 
-def fold_consumer(
-    rows: np.ndarray, gram: np.ndarray, kept: np.ndarray, *, preserve_zeros: bool
-) -> np.ndarray:
+def fold_consumer(rows: np.ndarray, gram: np.ndarray, kept: np.ndarray, *, preserve_zeros: bool) -> np.ndarray:
     """Return consumer rows that use only the kept channels and come closest to the old output.
 
     Dense rows take the interpolation matrix: ``W' = W_I + W_D T_D^T`` (Chee et al., 2022). A row with zeros among

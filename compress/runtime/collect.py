@@ -48,8 +48,7 @@ def collect(
                 observer.update(seen)
                 if not observer.finite():
                     raise DataError(
-                        f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; "
-                        "check the model and the data"
+                        f"tensor '{key[0]}' holds NaN or infinity on '{examples.source}'; check the model and the data"
                     )
             if advance is not None:
                 advance(len(batch.rows))
@@ -62,7 +61,10 @@ def _run(session: Session, batch: Batch, names: list[str]) -> dict[str, np.ndarr
     if fixed is None or count == fixed:
         return dict(session.run(batch.arrays, names))
     # Examples are repeated in turn rather than the last one alone: a first batch is counted with its padding.
-    full = {name: np.resize(data, (fixed, *data.shape[1:])) for name, data in batch.arrays.items()}
+    full = {
+        name: np.resize(data, (fixed, *data.shape[1:])) if data.ndim and len(data) == count else data
+        for name, data in batch.arrays.items()
+    }
     first = int(batch.rows[0]) == 0
     values = session.run(full, names)
     return {

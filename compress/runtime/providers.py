@@ -39,9 +39,7 @@ def parse_providers(text: str | None) -> tuple[str, ...] | None:
     if not words:
         raise OptionError(f"--providers '{text}' names no provider; use {', '.join(NAMES)} or auto")
     if unknown:
-        raise OptionError(
-            f"--providers '{text}': '{', '.join(unknown)}' is unknown; use {', '.join(NAMES)} or auto"
-        )
+        raise OptionError(f"--providers '{text}': '{', '.join(unknown)}' is unknown; use {', '.join(NAMES)} or auto")
     return words
 
 

@@ -65,7 +65,7 @@ class Session:
         names = list(outputs) if outputs is not None else self.outputs
         count = batch_of(feeds)
         padded = self.fixed_batch is not None and count < self.fixed_batch
-        fed = {name: _pad(data, self.fixed_batch or 0) for name, data in feeds.items()} if padded else feeds
+        fed = {name: _pad(data, count, self.fixed_batch or 0) for name, data in feeds.items()} if padded else feeds
         try:
             results = self._session.run(names, {name: fed[name] for name in self.inputs if name in fed})
         except runtime_errors() as error:
@@ -83,7 +83,10 @@ def batch_of(feeds: Mapping[str, np.ndarray]) -> int:
     return next((len(data) for data in feeds.values() if data.ndim), 0)
 
 
-def _pad(data: np.ndarray, size: int) -> np.ndarray:
+def _pad(data: np.ndarray, count: int, size: int) -> np.ndarray:
+    """Repeat the last of ``count`` examples up to ``size``; an array that holds no examples stays as it is."""
+    if not count or not data.ndim or len(data) != count:
+        return data
     return np.concatenate([data, np.repeat(data[-1:], size - len(data), axis=0)])
 
 
