@@ -17,7 +17,14 @@ from onnxprune import compress
 from onnxprune.cli import main
 from onnxprune.report.figures import interval, percent
 
-RECIPES = ("surp(sparsity=0.5)", "surp(sparsity=0.8)", "id(flops=0.75)", "id(flops=0.5)", "surp,id", "surp,id(flops=0.5)")
+RECIPES = (
+    "surp(sparsity=0.5)",
+    "surp(sparsity=0.8)",
+    "id(flops=0.75)",
+    "id(flops=0.5)",
+    "surp,id",
+    "surp,id(flops=0.5)",
+)
 HEAD = "| recipe | FLOPs | parameters | nonzero | agreement (95 % interval) | accuracy | latency | seconds |"
 
 

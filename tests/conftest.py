@@ -1,4 +1,4 @@
-"""Fixtures that several rooms' tests share: real data where it is present, small seeded models, ONNX Runtime as oracle."""
+"""Fixtures that several rooms share: real data where present, small seeded models, ONNX Runtime as oracle."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def run_model() -> Callable[..., dict[str, np.ndarray]]:
     return run
 
 
-def _conv_net(
-    seed: int, *, channels: tuple[int, int] = (8, 12), hidden: int = 20, classes: int = 5
-) -> onnx.ModelProto:
+def _conv_net(seed: int, *, channels: tuple[int, int] = (8, 12), hidden: int = 20, classes: int = 5) -> onnx.ModelProto:
     """Conv-BN-Relu-MaxPool-Conv-Relu-Flatten-Gemm-Relu-Gemm on [batch, 1, 12, 12], weights from ``seed``."""
     rng = np.random.default_rng(seed)
     first, second = channels
@@ -59,9 +57,7 @@ def _conv_net(
         return numpy_helper.from_array(rng.uniform(0.5, 1.5, size).astype(np.float32), name)
 
     nodes = [
-        helper.make_node(
-            "Conv", ["input", "c1.w", "c1.b"], ["c1"], "conv1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-        ),
+        helper.make_node("Conv", ["input", "c1.w", "c1.b"], ["c1"], "conv1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["c1", "bn.s", "bn.b", "bn.m", "bn.v"], ["n1"], "norm1"),
         helper.make_node("Relu", ["n1"], ["r1"], "relu1"),
         helper.make_node("MaxPool", ["r1"], ["p1"], "pool1", kernel_shape=[2, 2], strides=[2, 2]),

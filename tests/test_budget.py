@@ -80,9 +80,7 @@ def test_an_agreement_that_is_proved() -> None:
 def test_an_agreement_that_is_missed_although_there_are_examples_enough() -> None:
     gate = agreement_gate(357, 360, 0.99, 0.95, low=0.97860, needed=299)
     assert not gate.met
-    assert gate.message == (
-        "agreement at least 0.99: lower bound 0.9786 at 95 % (360 examples, 357 agree): not met"
-    )
+    assert gate.message == ("agreement at least 0.99: lower bound 0.9786 at 95 % (360 examples, 357 agree): not met")
 
 
 def test_too_few_examples_are_told_apart_from_a_bad_model() -> None:
@@ -119,9 +117,7 @@ def test_an_accuracy_drop_is_met_at_its_limit() -> None:
     assert accuracy_drop_gate(0.01, 0.01).met
     assert accuracy_drop_gate(-0.5, 0.0).met
     gate = accuracy_drop_gate(0.0138888, 0.01)
-    assert gate == Gate(
-        "max_accuracy_drop", 0.01, 0.0138888, False, "accuracy drop at most 0.01: 0.01389: not met"
-    )
+    assert gate == Gate("max_accuracy_drop", 0.01, 0.0138888, False, "accuracy drop at most 0.01: 0.01389: not met")
 
 
 def test_an_accuracy_drop_without_labels_is_not_met() -> None:
@@ -141,7 +137,5 @@ def test_an_accuracy_drop_without_labels_is_not_met() -> None:
         (Target("latency", 0.5), None, False, "latency at most 0.5: could not be measured: not met"),
     ],
 )
-def test_a_size_is_judged_in_its_own_direction(
-    target: Target, got: float | None, met: bool, message: str
-) -> None:
+def test_a_size_is_judged_in_its_own_direction(target: Target, got: float | None, met: bool, message: str) -> None:
     assert size_gate(target, got) == Gate(target.name, target.value, got, met, message)

@@ -164,9 +164,7 @@ def _count(arrays: Mapping[str, Array], names: Mapping[InputSpec, str], source: 
         if array.dtype.hasobject:
             raise _objects(name, source)
         if not array.ndim:
-            raise DataError(
-                f"{name!r} in {source} is a single number; input {want.name!r} wants {want.describe()}"
-            )
+            raise DataError(f"{name!r} in {source} is a single number; input {want.name!r} wants {want.describe()}")
         counts[name] = len(array)
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name!r} has {count}" for name, count in counts.items())
@@ -210,9 +208,7 @@ def _member(stored: np.lib.npyio.NpzFile, name: str, source: str) -> Array:
 
 
 def _objects(name: str, source: str) -> DataError:
-    return DataError(
-        f"{name!r} in {source} holds Python objects, which are never unpickled; save an array of numbers"
-    )
+    return DataError(f"{name!r} in {source} holds Python objects, which are never unpickled; save an array of numbers")
 
 
 def _unreadable(source: str, form: str, error: BaseException) -> DataError:

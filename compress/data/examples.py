@@ -57,9 +57,7 @@ class Examples:
         if chosen.ndim != 1 or chosen.size == 0:
             raise DataError(f"{self.source}: no examples were taken; at least one row is needed")
         if chosen.min() < 0 or chosen.max() >= self.count:
-            raise DataError(
-                f"{self.source}: rows {chosen.min()}..{chosen.max()} asked for, there are {self.count}"
-            )
+            raise DataError(f"{self.source}: rows {chosen.min()}..{chosen.max()} asked for, there are {self.count}")
         fetch = self.fetch
         return replace(
             self,
@@ -94,9 +92,7 @@ class Examples:
         bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
         what = "NaN" if bool(np.isnan(array[bad]).any()) else f"infinity (as {array.dtype})"
         row = int(rows[bad]) if self.origin is None else int(self.origin[rows[bad]])
-        raise DataError(
-            f"{self.source}: array {name!r} holds {what} in example {row}; finite numbers are needed"
-        )
+        raise DataError(f"{self.source}: array {name!r} holds {what} in example {row}; finite numbers are needed")
 
 
 class Fingerprint:
@@ -116,9 +112,7 @@ class Fingerprint:
         """Add every example of a batch of arrays stacked on axis 0."""
         columns = [np.ascontiguousarray(arrays[name]) for name in sorted(arrays)]
         for row in zip(*columns, strict=True):
-            digest = hashlib.blake2b(
-                b"".join(_bytes(np.asarray(part)) for part in row), digest_size=16
-            ).digest()
+            digest = hashlib.blake2b(b"".join(_bytes(np.asarray(part)) for part in row), digest_size=16).digest()
             self._whole.update(digest)
             self.count += 1
             if self.keep:
@@ -143,7 +137,5 @@ def shared_examples(first: Fingerprint, second: Fingerprint) -> int:
 
 def _bytes(part: Array) -> bytes:
     if part.dtype.kind == "O":  # text: an object array's own bytes are pointers
-        return b"".join(
-            len(text).to_bytes(8, "little") + text for text in (str(p).encode() for p in part.flat)
-        )
+        return b"".join(len(text).to_bytes(8, "little") + text for text in (str(p).encode() for p in part.flat))
     return part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -61,16 +61,12 @@ def random_examples(inputs: Sequence[InputSpec], count: int = RANDOM_COUNT, seed
     """
     for want in inputs:
         if not (want.floating or want.dtype.kind in "iub"):
-            raise DataError(
-                f"random cannot make {want.dtype} for input {want.name!r}; give data for this model"
-            )
+            raise DataError(f"random cannot make {want.dtype} for input {want.name!r}; give data for this model")
     warnings = ["inputs are random numbers: nothing measured on them says how the model does on real data"]
     for want in inputs:
         loose = [side for side in want.shape[1:] if not isinstance(side, int)]
         if loose:
-            warnings.append(
-                f"random: input {want.name!r} has free dimensions {shape_text(loose)}, each was set to 1"
-            )
+            warnings.append(f"random: input {want.name!r} has free dimensions {shape_text(loose)}, each was set to 1")
     fetch = functools.partial(_random_rows, tuple(inputs), seed)
     return Examples("random", count, None, fetch, synthetic=True, warnings=tuple(warnings))
 
@@ -116,9 +112,7 @@ def _batches(module: ModuleType, function: str, source: str) -> Iterable[Any]:
     maker = getattr(module, function, None)
     if not callable(maker):
         there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise DataError(
-            f"{source}: the script has no function {function!r}; it has {', '.join(there) or 'none'}"
-        )
+        raise DataError(f"{source}: the script has no function {function!r}; it has {', '.join(there) or 'none'}")
     made = maker()
     if isinstance(made, Mapping):
         return [made]
@@ -127,13 +121,9 @@ def _batches(module: ModuleType, function: str, source: str) -> Iterable[Any]:
     return made
 
 
-def _checked(
-    batch: Any, position: int, before: Sequence[Mapping[str, Array]], source: str
-) -> dict[str, Array]:
+def _checked(batch: Any, position: int, before: Sequence[Mapping[str, Array]], source: str) -> dict[str, Array]:
     if not isinstance(batch, Mapping):
-        raise DataError(
-            f"{source}: batch {position} is {type(batch).__name__}; it must be a dict of named arrays"
-        )
+        raise DataError(f"{source}: batch {position} is {type(batch).__name__}; it must be a dict of named arrays")
     arrays = {str(name): np.asarray(value) for name, value in batch.items()}
     for name, array in arrays.items():
         if not array.ndim or array.dtype.hasobject:

@@ -82,9 +82,7 @@ def open_zip(
         if entry.flag_bits & 1:
             raise DataError(f"{member} in {source} is encrypted; give an archive without a password")
         if entry.file_size > MAX_MEMBER:
-            raise DataError(
-                f"{member} in {source} unpacks to {entry.file_size} bytes; {MAX_MEMBER} at most are read"
-            )
+            raise DataError(f"{member} in {source} unpacks to {entry.file_size} bytes; {MAX_MEMBER} at most are read")
         try:
             return archive.read(entry)
         except _BROKEN as error:
@@ -119,17 +117,14 @@ def image_examples(
     return Examples(source, count, labels, fetch, warnings=warnings + guessed)
 
 
-def known_or_plain(
-    source: str, want: InputSpec, preprocess: Preprocess | None
-) -> tuple[Preprocess, tuple[str, ...]]:
+def known_or_plain(source: str, want: InputSpec, preprocess: Preprocess | None) -> tuple[Preprocess, tuple[str, ...]]:
     """Return the preprocessing, or pixels / 255 with a warning where none is known."""
     if preprocess is not None:
         return preprocess, ()
     plain = Preprocess.plain(want)
     how = "divided by 255 and not normalised" if want.floating else "given as they are"
     return plain, (
-        f"{source}: no preprocessing is known, pixels are {how}; if the model was trained otherwise, "
-        "give --preprocess",
+        f"{source}: no preprocessing is known, pixels are {how}; if the model was trained otherwise, give --preprocess",
     )
 
 

@@ -53,9 +53,7 @@ def check_inputs(inputs: Sequence[InputSpec]) -> None:
         raise DataError("the model has no inputs, so no data can be fed to it")
     for want in inputs:
         if not want.shape:
-            raise DataError(
-                f"input {want.name!r} is a scalar without a batch axis, so no examples can be fed to it"
-            )
+            raise DataError(f"input {want.name!r} is a scalar without a batch axis, so no examples can be fed to it")
 
 
 def only_input(inputs: Sequence[InputSpec], source: str, what: str) -> InputSpec:
@@ -80,9 +78,7 @@ def check_shape(array: Array, want: InputSpec, name: str, source: str) -> None:
         DataError: the shapes disagree.
     """
     sides = zip(array.shape[1:], want.shape[1:], strict=False)
-    fits = array.ndim == len(want.shape) and all(
-        not isinstance(wanted, int) or got == wanted for got, wanted in sides
-    )
+    fits = array.ndim == len(want.shape) and all(not isinstance(wanted, int) or got == wanted for got, wanted in sides)
     if not fits:
         got = shape_text(("n", *array.shape[1:])) if array.ndim else "()"
         raise DataError(f"{name!r} in {source} has shape {got}; input {want.name!r} wants {want.describe()}")

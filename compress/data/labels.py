@@ -20,23 +20,17 @@ def read_labels(labels: Array, count: int, source: str) -> tuple[Labels | None, 
         DataError: wrong length or shape, negative indices, or neither whole nor real numbers.
     """
     if labels.dtype.kind == "f":
-        return None, (
-            f"{source}: 'y' holds real numbers ({labels.dtype}), not class indices; it was not used",
-        )
+        return None, (f"{source}: 'y' holds real numbers ({labels.dtype}), not class indices; it was not used",)
     if labels.dtype.kind not in "iub":
         raise DataError(f"{source}: labels 'y' hold {labels.dtype}; class indices (whole numbers) are needed")
     if labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise DataError(f"{source}: labels 'y' have shape {shape_text(labels.shape)}; [n] or [n,1] is needed")
     if len(labels) != count:
-        raise DataError(
-            f"{source}: {len(labels)} labels in 'y' for {count} examples; one per example is needed"
-        )
+        raise DataError(f"{source}: {len(labels)} labels in 'y' for {count} examples; one per example is needed")
     flat = labels.reshape(-1)
     bad = np.flatnonzero((flat < 0) | (flat > np.iinfo(np.int64).max))
     if bad.size:
-        raise DataError(
-            f"{source}: label {flat[bad[0]]} of example {bad[0]} is no class index; those start at 0"
-        )
+        raise DataError(f"{source}: label {flat[bad[0]]} of example {bad[0]} is no class index; those start at 0")
     return flat.astype(np.int64), ()
 
 
@@ -52,9 +46,7 @@ def folder_labels(folders: Sequence[str], classes: Sequence[str] | None, source:
     order = present if classes is None else list(classes)
     unknown = [name for name in present if name not in order]
     if unknown:
-        raise DataError(
-            f"{source}: folder {_some(unknown)} is no class of the model; its classes are {_some(order)}"
-        )
+        raise DataError(f"{source}: folder {_some(unknown)} is no class of the model; its classes are {_some(order)}")
     index = {name: position for position, name in enumerate(order)}
     return np.asarray([index[name] for name in folders], dtype=np.int64)
 

@@ -113,26 +113,18 @@ def _check_examples(examples: Examples, inputs: Sequence[InputSpec]) -> None:
         array = arrays[want.name]
         check_shape(array, want, want.name, examples.source)
         if array.dtype != want.dtype and want.dtype.kind not in "OUST":
-            raise DataError(
-                f"{want.name!r} in {examples.source} holds {array.dtype}; the model wants {want.dtype}"
-            )
+            raise DataError(f"{want.name!r} in {examples.source} holds {array.dtype}; the model wants {want.dtype}")
 
 
-def _open_digits(
-    spec: Spec, want: InputSpec, preprocess: Preprocess | None, classes: Sequence[str] | None
-) -> Examples:
+def _open_digits(spec: Spec, want: InputSpec, preprocess: Preprocess | None, classes: Sequence[str] | None) -> Examples:
     images, labels = digits.load(spec.split)
     used, warnings = known_or_plain(spec.text, want, preprocess)
     fetch = functools.partial(_digit_rows, images, want, used)
     fetch(np.zeros(1, np.int64))
-    return Examples(
-        spec.text, len(images), align_labels(labels, digits.CLASSES, classes), fetch, warnings=warnings
-    )
+    return Examples(spec.text, len(images), align_labels(labels, digits.CLASSES, classes), fetch, warnings=warnings)
 
 
-def _digit_rows(
-    images: npt.NDArray[np.uint8], want: InputSpec, preprocess: Preprocess, rows: Rows
-) -> dict[str, Array]:
+def _digit_rows(images: npt.NDArray[np.uint8], want: InputSpec, preprocess: Preprocess, rows: Rows) -> dict[str, Array]:
     return {want.name: digits.prepare(images[rows], want, preprocess)}
 
 
@@ -162,9 +154,7 @@ def _torchvision_part(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "torchvision"):
             raise
-        raise DataError(
-            f'{kind}: is read by torchvision, which is missing: pip install "onnxprune[train]"'
-        ) from error
+        raise DataError(f'{kind}: is read by torchvision, which is missing: pip install "onnxprune[train]"') from error
     return images, np.asarray(labels, dtype=np.int64), names
 
 

@@ -30,11 +30,7 @@ def shape_image(image: Array, channels: str, resize: int | None, crop: int | Non
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     flat = pixels.ndim == 2
-    if (
-        pixels.dtype != np.uint8
-        or not (flat or (pixels.ndim == 3 and pixels.shape[2] == 3))
-        or not pixels.size
-    ):
+    if pixels.dtype != np.uint8 or not (flat or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
         raise DataError(
             f"{name} is {pixels.dtype} of shape {shape_text(pixels.shape)}; "
             "an image is uint8 of shape (H,W), (H,W,1) or (H,W,3)"
@@ -79,8 +75,6 @@ def _shorter_side(picture: Image.Image, side: int | None) -> Image.Image:
 def _centre(pixels: Array, crop: int, name: str) -> Array:
     height, width = pixels.shape[:2]
     if crop > min(height, width):
-        raise DataError(
-            f"{name} is {height}x{width}, too small to crop to {crop}x{crop}: give resize in --preprocess"
-        )
+        raise DataError(f"{name} is {height}x{width}, too small to crop to {crop}x{crop}: give resize in --preprocess")
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     return pixels[top : top + crop, left : left + crop]

@@ -157,9 +157,7 @@ class Preprocess:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise OptionError(
-                    f"preprocessing: unknown field {name!r}, accepted are {', '.join(known)}{hint}"
-                )
+                raise OptionError(f"preprocessing: unknown field {name!r}, accepted are {', '.join(known)}{hint}")
         return cls(**document)
 
 

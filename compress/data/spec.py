@@ -97,9 +97,7 @@ def _known_split(text: str, kind: str, split: str) -> str:
     if split not in accepted:
         close = difflib.get_close_matches(split, accepted, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(
-            f"{text!r}: {kind} has no split {split!r}, accepted are {' and '.join(accepted)}{hint}"
-        )
+        raise DataError(f"{text!r}: {kind} has no split {split!r}, accepted are {' and '.join(accepted)}{hint}")
     return split
 
 

@@ -78,18 +78,14 @@ def split_data(
         DataError: a source is unusable, or a side would get no examples.
     """
     _check(data, calib, eval, calib_examples, eval_examples)
-    opener = partial(
-        open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download
-    )
+    opener = partial(open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download)
     shares = _Shares(opener, calib_examples, eval_examples, seed)
     if eval is None:
         given = data if data is not None else calib
         if given is not None:
             return shares.one(given)
         if model_data is None:
-            return shares.one(
-                "random", ("no data was given and the model names none: random numbers are used",)
-            )
+            return shares.one("random", ("no data was given and the model names none: random numbers are used",))
         with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed)
         return with_metadata.one(model_data, (f"no data was given: the model's own, {model_data}, is used",))
     if calib is not None:
@@ -112,9 +108,7 @@ class _Shares:
             return self.two(source, source, warnings)
         pool = self.opener(source)
         rows = _shuffled(pool, self.seed)
-        wanted = (
-            max(1, min(MOST, pool.count // SHARE)) if self.calib_examples is None else self.calib_examples
-        )
+        wanted = max(1, min(MOST, pool.count // SHARE)) if self.calib_examples is None else self.calib_examples
         if wanted >= pool.count:
             raise DataError(
                 f"{pool.source} has {_count(pool)}: {wanted} for calibration leave none for evaluation; "
@@ -164,9 +158,7 @@ class _Shares:
 
     def _judged(self, rest: Rows, source: str) -> tuple[Rows, tuple[str, ...]]:
         wanted = len(rest) if self.eval_examples is None else self.eval_examples
-        return rest[:wanted], _capped(
-            "evaluation", self.eval_examples, len(rest), f"{source} after calibration"
-        )
+        return rest[:wanted], _capped("evaluation", self.eval_examples, len(rest), f"{source} after calibration")
 
 
 def _evaluation_only(shares: _Shares, opener: _Open, judge: DataLike, model_data: str | None) -> Split:
@@ -234,9 +226,7 @@ def _capped(purpose: str, asked: int | None, there: int, source: str) -> tuple[s
     return (f"{purpose}: {asked} examples were asked for, {source} has {there}; all were taken",)
 
 
-def _split(
-    calibration: Examples, choosing: Examples | None, evaluation: Examples, warnings: tuple[str, ...]
-) -> Split:
+def _split(calibration: Examples, choosing: Examples | None, evaluation: Examples, warnings: tuple[str, ...]) -> Split:
     """Gather the warnings, each once."""
     every = dict.fromkeys((*warnings, *calibration.warnings, *evaluation.warnings))
     return Split(calibration, choosing, evaluation, tuple(every))

@@ -62,6 +62,4 @@ def check_steady_labels(earlier: bool | None, labels: object) -> None:
         DataError: saying so.
     """
     if earlier is not None and earlier != (labels is not None):
-        raise DataError(
-            "labels: some batches have them and some do not; give labels for all examples or for none"
-        )
+        raise DataError("labels: some batches have them and some do not; give labels for all examples or for none")

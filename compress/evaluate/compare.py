@@ -192,9 +192,7 @@ class _Judged:
             top5=Pair(before.top5 / examples, after.top5 / examples) if self.classes > TOP else None,
             loss=Pair(*self.losses.losses()),
             per_class=tuple(
-                ClassAccuracy(name, count, was / count, now / count)
-                for name, count, was, now in rows
-                if count
+                ClassAccuracy(name, count, was / count, now / count) for name, count, was, now in rows if count
             ),
         )
 

@@ -73,7 +73,6 @@ def checked_labels(labels: NDArray[Any], examples: int, classes: int) -> Rows:
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise DataError(
-            f"label {labels[outside][0]} is outside the model's {classes} classes; "
-            f"labels must be 0 to {classes - 1}"
+            f"label {labels[outside][0]} is outside the model's {classes} classes; labels must be 0 to {classes - 1}"
         )
     return labels.astype(np.int64)

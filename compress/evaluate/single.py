@@ -88,9 +88,7 @@ class Tally:
             output=self._output,
             classes=classes,
             accuracy=rate(correct, self._examples, self._confidence) if self._labelled else None,
-            top5=rate(self._counts.top5, self._examples, self._confidence)
-            if self._labelled and has_top5
-            else None,
+            top5=rate(self._counts.top5, self._examples, self._confidence) if self._labelled and has_top5 else None,
             loss=self._losses.losses()[0],
             per_class=self._per_class(names),
             warnings=warnings,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.graph.attributes import int_attribute
+from onnxprune.graph.names import free_name, value_names
 
+# From this IR version on, an initialiser that is listed as an input is a default that the caller may replace.
+_LISTED_BEFORE = 4
+_INPUTS = "onnxprune.inputs"
 # A folded tensor may exceed its inputs by this much before it is left as a computation (Expand, Tile, ...).
 _GROWTH_LIMIT = 1 << 16
 _NEVER_FOLDED = frozenset(
@@ -29,10 +31,38 @@ _EVALUATION_ERRORS = (
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor of an initialiser, or None for anything computed, fed or absent."""
-    if value is None or value.producer() is not None or not value.is_initializer():
+    """Return the tensor of an initialiser, or None for anything computed, absent or that a caller may feed.
+
+    Before IR version 4 initialisers are listed as inputs without being any: :func:`lift` takes them off the list.
+    """
+    if value is None or not value.is_initializer() or value.is_graph_input():
         return None
     return value.const_value
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor that the model keeps for a value: an initialiser, or what a Constant node holds."""
+    if value is None or value.is_initializer():
+        return None if value is None else value.const_value
+    node = value.producer()
+    return None if node is None else _held(node)
+
+
+def _held(node: ir.Node) -> ir.TensorProtocol | None:
+    """Return the tensor of a Constant node, or None for anything else."""
+    if node.op_type != "Constant" or node.domain != "" or len(node.attributes) != 1:
+        return None
+    name, attribute = next(iter(node.attributes.items()))
+    if attribute.is_ref():
+        return None
+    if name == "value":
+        return attribute.as_tensor()
+    if name in ("value_string", "value_strings"):
+        texts = [attribute.as_string()] if name == "value_string" else list(attribute.as_strings())
+        held = np.array([text.encode() for text in texts], dtype=object)
+        return ir.StringTensor(held.reshape(()) if name == "value_string" else held)
+    kind = np.float32 if name.startswith("value_float") else np.int64
+    return ir.Tensor(np.array(attribute.value, dtype=kind))
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
@@ -45,7 +75,7 @@ def set_array(value: ir.Value, data: np.ndarray) -> None:
     """Give an initialiser new values (any shape), kept in the element type that it had."""
     old = value.const_value
     assert old is not None
-    kept = np.ascontiguousarray(data.astype(old.numpy().dtype, copy=False))
+    kept = np.array(data, dtype=old.numpy().dtype, order="C")  # ascontiguousarray would give a scalar an axis
     value.const_value = ir.Tensor(kept, dtype=old.dtype, name=value.name)
     value.shape = ir.Shape(kept.shape)
     value.type = ir.TensorType(old.dtype)
@@ -53,23 +83,51 @@ def set_array(value: ir.Value, data: np.ndarray) -> None:
 
 def add_array(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType) -> ir.Value:
     """Register a new initialiser under ``name`` (made unique) and return it."""
-    taken = {str(v.name) for v in graph.inputs} | set(graph.initializers)
-    taken |= {str(out.name) for node in graph for out in node.outputs}
-    unique = next(
-        n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1))) if n not in taken
-    )
-    kept = np.ascontiguousarray(data)
-    tensor = ir.Tensor(kept, dtype=dtype, name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(kept.shape), type=ir.TensorType(dtype), const_value=tensor)
+    unique = free_name(name, value_names(graph))
+    return add_tensor(graph, unique, ir.Tensor(np.array(data, order="C"), dtype=dtype, name=unique))
+
+
+def add_tensor(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a new initialiser under a name that is free, and return it."""
+    shape, kind = ir.Shape(list(tensor.shape)), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
 def lift(model: ir.Model) -> None:
-    """Turn every Constant node of the main graph into an initialiser, in place."""
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+    """Turn every Constant node of the main graph into an initialiser, in place.
 
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    Before IR version 4 every initialiser had to be listed as an input, although no caller may feed it. Until
+    :func:`list_initializers` restores that, they are taken off the list, so that they count as stored.
+    """
+    graph = model.graph
+    if model.ir_version < _LISTED_BEFORE:
+        model.meta.setdefault(_INPUTS, [str(value.name) for value in graph.inputs])
+        for value in [value for value in graph.inputs if value.is_initializer()]:
+            graph.inputs.remove(value)
+    for node in list(graph):
+        tensor = _held(node)
+        out = node.outputs[0] if tensor is not None else None
+        if tensor is None or out is None or out.is_graph_output():
+            continue
+        value = add_tensor(graph, str(out.name), tensor)
+        value.metadata_props.update(out.metadata_props)
+        value.meta.update(out.meta)
+        out.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+
+
+def list_initializers(model: ir.Model) -> None:
+    """List every initialiser as an input where the IR version asks for that, in the source's order, in place."""
+    given = model.meta.pop(_INPUTS, [])
+    if model.ir_version >= _LISTED_BEFORE:
+        return
+    inputs = model.graph.inputs
+    values = {str(value.name): value for value in [*inputs, *model.graph.initializers.values()]}
+    order = [name for name in given if name in values]
+    inputs.clear()
+    inputs.extend(values[name] for name in dict.fromkeys([*order, *values]))
 
 
 def fold(model: ir.Model) -> int:
@@ -82,7 +140,7 @@ def fold(model: ir.Model) -> int:
         results = _static_shape(node) or _evaluate(node, version)
         if results is None:
             continue
-        for out, data in zip(node.outputs, results, strict=False):
+        for out, data in zip([out for out in node.outputs if out.name], results, strict=True):
             if out.uses():
                 value = add_array(model.graph, f"{out.name}_folded", data, ir.DataType.from_numpy(data.dtype))
                 out.replace_all_uses_with(value)
@@ -94,33 +152,36 @@ def fold(model: ir.Model) -> int:
 def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
     inputs = [array(value) for value in node.inputs if value is not None]
     plain = node.domain == "" and node.op_type not in _NEVER_FOLDED
-    bodies = any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-    )
+    bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
     if not plain or bodies or not inputs or any(data is None for data in inputs):
         return None
     feeds = {str(v.name): data for v in node.inputs if v is not None and (data := array(v)) is not None}
-    proto = ir.serde.serialize_node(node)
-    names = [name for name in proto.output if name]
-    graph = onnx.helper.make_graph(
-        [proto],
-        "fold",
-        [
-            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(d.dtype), d.shape)
-            for n, d in feeds.items()
-        ],
-        [onnx.helper.make_empty_tensor_value_info(name) for name in names],
-    )
-    single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
-        results = ReferenceEvaluator(single).run(None, feeds)
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(_single(node, feeds, version)).run(None, feeds)
     except _EVALUATION_ERRORS:
         return None  # an operator that the reference cannot run stays as it is
     given = sum(data.nbytes for data in feeds.values())
-    if any(not isinstance(r, np.ndarray | np.generic) for r in results):
+    if any(not isinstance(r, np.ndarray | np.generic) or r.dtype.kind in "OSU" for r in results):
         return None
     arrays = [np.asarray(r) for r in results]
+    declared = [out.dtype for out in node.outputs if out.name]
+    if any(t is not None and t != ir.DataType.from_numpy(a.dtype) for t, a in zip(declared, arrays, strict=True)):
+        return None  # the reference computed in another type than the graph would
     return arrays if sum(a.nbytes for a in arrays) <= given + _GROWTH_LIMIT else None
+
+
+def _single(node: ir.Node, feeds: dict[str, np.ndarray], version: int) -> onnx.ModelProto:
+    """Return a model of one node, fed with everything it reads."""
+    proto = ir.serde.serialize_node(node)
+    kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(data.dtype) for name, data in feeds.items()}
+    graph = onnx.helper.make_graph(
+        [proto],
+        "fold",
+        [onnx.helper.make_tensor_value_info(name, kinds[name], data.shape) for name, data in feeds.items()],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
 
 
 def _static_shape(node: ir.Node) -> list[np.ndarray] | None:

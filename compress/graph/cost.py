@@ -44,9 +44,7 @@ class Cost:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
 
-def example_shapes(
-    model: ir.Model, given: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, tuple[int, ...]]:
+def example_shapes(model: ir.Model, given: Mapping[str, Sequence[int]] | None = None) -> dict[str, tuple[int, ...]]:
     """Return concrete input shapes: as given (from data), else the declared ones with symbols as 1.
 
     Raises:
@@ -101,9 +99,7 @@ def lookup(shapes: Shapes) -> ShapeOf:
 
 def _open_sizes(model: ir.Model, shapes: Shapes, node: ir.Node) -> str:
     symbols = sorted({str(s) for v in true_inputs(model) for s in (v.shape or ()) if not isinstance(s, int)})
-    unknown = [
-        str(v.name) for v in node.inputs if v is not None and None in (shapes.get(str(v.name)) or (None,))
-    ]
+    unknown = [str(v.name) for v in node.inputs if v is not None and None in (shapes.get(str(v.name)) or (None,))]
     return f"'{', '.join(unknown)}'" + (f" (symbols: {', '.join(symbols)})" if symbols else "")
 
 

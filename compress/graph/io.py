@@ -119,7 +119,7 @@ def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str]
             missing or not writable.
     """
     out = Path(path)
-    if source is not None and out.exists() and Path(source).exists() and os.path.samefile(out, source):
+    if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
         raise OptionError(f"--out '{out}' is the source model itself; give another path")
     if out.is_dir():
         raise OptionError(f"--out '{out}' is a folder; give a file name such as '{out / 'model.onnx'}'")
@@ -132,9 +132,7 @@ def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str]
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
-        raise OptionError(
-            f"--out '{out}': the folder '{out.parent}' is not writable ({error.strerror})"
-        ) from error
+        raise OptionError(f"--out '{out}': the folder '{out.parent}' is not writable ({error.strerror})") from error
     return out
 
 
@@ -219,6 +217,6 @@ def facts(path: str | os.PathLike[str]) -> FileFacts:
     for part in [file, *external.files(proto, file)]:
         size += part.stat().st_size
         with part.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):  # noqa: B023 - read at once, in this loop
+            for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return FileFacts(str(file), size, digest.hexdigest())

@@ -147,9 +147,7 @@ def trace(model: ir.Model, shapes: Shapes, rules: dict[str, Rule]) -> Tracer:
         elif rule is None:
             domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
             tracer.refuse(node, f"operator {domain}{node.op_type} has no rule for cutting channels")
-        elif any(
-            self_shape is None for out in node.outputs if out.name for self_shape in [tracer.shape(out)]
-        ):
+        elif any(self_shape is None for out in node.outputs if out.name for self_shape in [tracer.shape(out)]):
             tracer.refuse(node, "the shape of its output cannot be inferred")
         else:
             rule(tracer, node)

@@ -8,16 +8,9 @@ from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.constants import array
 from onnxprune.graph.labels import Labels, Rule, Tracer
 
-_UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid "
-    "Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-).split()
-_POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split()
-_BROADCAST = (
-    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
-    "PRelu Pow Sub Sum Where Xor"
-).split()
+_UNARY = ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"]
+_POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
+_BROADCAST = ["Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"]
 
 
 def pass_through(tracer: Tracer, node: ir.Node) -> None:
@@ -25,11 +18,7 @@ def pass_through(tracer: Tracer, node: ir.Node) -> None:
     value = node.inputs[0]
     before, after = tracer.shape(value) or (), tracer.shape(node.outputs[0]) or ()
     labels = tracer.axes(value)
-    changed = [
-        i
-        for i, known in enumerate(labels)
-        if known is not None and (i >= len(after) or before[i] != after[i])
-    ]
+    changed = [i for i, known in enumerate(labels) if known is not None and (i >= len(after) or before[i] != after[i])]
     if changed:
         return tracer.refuse(node, f"it changes the size of channel axis {changed[0]}")
     for out in node.outputs:
@@ -37,10 +26,7 @@ def pass_through(tracer: Tracer, node: ir.Node) -> None:
         if shape is not None and len(shape) == len(after):
             tracer.give(
                 out,
-                [
-                    known if known is not None and len(known) == shape[i] else None
-                    for i, known in enumerate(labels)
-                ],
+                [known if known is not None and len(known) == shape[i] else None for i, known in enumerate(labels)],
             )
     return None
 
@@ -50,9 +36,7 @@ def batch_norm(tracer: Tracer, node: ir.Node) -> None:
     labels = tracer.axes(node.inputs[0])
     channel = labels[1] if len(labels) > 1 else None
     if not all(tracer.stored(value) for value in node.inputs[1:5]):
-        return tracer.refuse(
-            node, "its parameters are computed, shared with a body, or may be fed by the caller"
-        )
+        return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed by the caller")
     if any(out.uses() for out in node.outputs[1:]):
         return tracer.refuse(node, "it is in training form (its statistics are read)")
     if channel is not None:
@@ -81,9 +65,7 @@ def broadcast(tracer: Tracer, node: ir.Node) -> None:
     return None
 
 
-def _merge(
-    tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, size: int | None
-) -> Labels | str:
+def _merge(tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, size: int | None) -> Labels | str:
     """Return the labels of one output axis (``axis`` counts from the right), or why there can be none."""
     spanning = [(v, s) for v in values if len(s := tracer.shape(v) or ()) >= -axis and s[axis] == size]
     labelled = [known for v, _ in spanning if (known := tracer.axes(v)[axis]) is not None]
@@ -142,7 +124,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pass_through),
     **dict.fromkeys(_POOLS, pass_through),
     **dict.fromkeys(_BROADCAST, broadcast),
-    **{f"Reduce{kind}": reduce for kind in "Mean Sum Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+    **{f"Reduce{kind}": reduce for kind in ["Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]},
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along_axis),
     "BatchNormalization": batch_norm,
     "Resize": pass_through,

@@ -16,9 +16,7 @@ def _input(node: ir.Node, position: int) -> ir.Value | None:
     return node.inputs[position] if position < len(node.inputs) else None
 
 
-def _consume(
-    tracer: Tracer, node: ir.Node, value: ir.Value, axis: int, weight: ir.Value, weight_axis: int
-) -> None:
+def _consume(tracer: Tracer, node: ir.Node, value: ir.Value, axis: int, weight: ir.Value, weight_axis: int) -> None:
     labels = tracer.axes(value)[axis]
     if labels is not None:
         tracer.tie(weight, weight_axis, labels)
@@ -41,9 +39,7 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
     value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
     assert value is not None and weight is not None
     if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(
-            node, "its weight or bias is computed, shared with a body, or may be fed by the caller"
-        )
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     shape, given = tracer.shape(weight), tracer.shape(value)
     assert shape is not None
     groups = int_attribute(node, "group", 1)
@@ -78,9 +74,7 @@ def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
     value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
     assert value is not None and weight is not None
     if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(
-            node, "its weight or bias is computed, shared with a body, or may be fed by the caller"
-        )
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     if int_attribute(node, "group", 1) != 1:
         return tracer.refuse(node, "grouped transposed convolution")
     _consume(tracer, node, value, 1, weight, 0)
@@ -96,9 +90,7 @@ def gemm(tracer: Tracer, node: ir.Node) -> None:
     value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
     assert value is not None and weight is not None
     if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(
-            node, "its weight or bias is computed, shared with a body, or may be fed by the caller"
-        )
+        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     if int_attribute(node, "transA", 0):
         return tracer.refuse(node, "its input is transposed (transA)")
     out_axis, in_axis = (0, 1) if int_attribute(node, "transB", 0) else (1, 0)

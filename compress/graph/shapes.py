@@ -99,10 +99,7 @@ def _write_back(light: ir.Model, inferred: onnx.GraphProto) -> None:
 
 def _has_unknown(light: ir.Model, found: Shapes) -> bool:
     return any(
-        None in found.get(str(value.name), (None,))
-        for node in light.graph
-        for value in node.outputs
-        if value.name
+        None in found.get(str(value.name), (None,)) for node in light.graph for value in node.outputs if value.name
     )
 
 

@@ -95,14 +95,8 @@ def _analysis_inputs(model: ir.Model) -> dict[str, list[int]]:
             continue
         dims: list[int] = []
         for axis, size in enumerate(value.shape):
-            symbol = (
-                str(size) if not isinstance(size, int) and str(size) != "None" else f"{value.name}:{axis}"
-            )
-            dims.append(
-                size
-                if isinstance(size, int)
-                else sizes.setdefault(symbol, _PRIMES[len(sizes) % len(_PRIMES)])
-            )
+            symbol = str(size) if not isinstance(size, int) and str(size) != "None" else f"{value.name}:{axis}"
+            dims.append(size if isinstance(size, int) else sizes.setdefault(symbol, _PRIMES[len(sizes) % len(_PRIMES)]))
         shapes[str(value.name)] = dims
     return shapes
 
@@ -140,9 +134,7 @@ def _spaces(tracer: Tracer, component: np.ndarray, frozen: Mapping[int, str]) ->
     for (_, reason), channels in groups.items():
         spaces.append(_space(tracer, component, np.array(channels), reason, names))
     return tuple(
-        sorted(
-            spaces, key=lambda s: min((first_use[id(p.node)] for p in s.producers), default=len(first_use))
-        )
+        sorted(spaces, key=lambda s: min((first_use[id(p.node)] for p in s.producers), default=len(first_use)))
     )
 
 
@@ -164,9 +156,7 @@ def _space(
     return ChannelSpace(name, channels, producers, consumers, reason)
 
 
-def predicted_shapes(
-    analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequence[int] | np.ndarray]
-) -> Shapes:
+def predicted_shapes(analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequence[int] | np.ndarray]) -> Shapes:
     """Return ``shapes`` with every cut axis at the size that it would have after cutting."""
     keep = analysis.keep_mask(kept)
     result = dict(shapes)

@@ -21,9 +21,7 @@ def densify(proto: onnx.ModelProto) -> None:
         dense = np.zeros(int(np.prod(shape, dtype=np.int64)), dtype=values.dtype)
         flat = np.ravel_multi_index(tuple(indices.T), shape, mode="clip") if indices.ndim == 2 else indices
         if flat.shape != values.shape or (flat.size and not 0 <= flat.min() <= flat.max() < dense.size):
-            raise ModelError(
-                f"sparse initialiser '{stored.values.name}' has indices that do not fit its shape {shape}"
-            )
+            raise ModelError(f"sparse initialiser '{stored.values.name}' has indices that do not fit its shape {shape}")
         dense[flat] = values
         proto.graph.initializer.append(onnx.numpy_helper.from_array(dense.reshape(shape), stored.values.name))
     del proto.graph.sparse_initializer[:]

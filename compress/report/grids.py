@@ -36,9 +36,7 @@ def cost_grid(report: Report) -> Grid:
     )
     rows = []
     for name, change, times in named:
-        before, after = (
-            None if figure is None else figure * times for figure in (change.before, change.after)
-        )
+        before, after = (None if figure is None else figure * times for figure in (change.before, change.after))
         rows.append((name, number(before), number(after), percent(change.ratio)))
     return Grid(("cost", "before", "after", "ratio"), tuple(rows))
 
@@ -80,11 +78,7 @@ def class_grid(agreement: Agreement, accuracy: Accuracy | None) -> Grid:
         row = [each.label, number(each.count), percent(each.rate), interval(each.low, each.high)]
         if accuracy:
             own = judged.get(each.label)
-            row += (
-                [number(own.count), percent(own.original), percent(own.compressed)]
-                if own
-                else ["0", "-", "-"]
-            )
+            row += [number(own.count), percent(own.original), percent(own.compressed)] if own else ["0", "-", "-"]
         rows.append(tuple(row))
     return Grid(tuple(columns), tuple(rows))
 
@@ -131,11 +125,7 @@ def skipped_grid(step: Step) -> Grid:
 def layer_grid(step: Step) -> Grid | None:
     """Return a step's figures per layer, columns in the order they first appear; None where it gives none."""
     layers = step.numbers.get("layers")
-    if (
-        not isinstance(layers, Sequence)
-        or not layers
-        or not all(isinstance(each, Mapping) for each in layers)
-    ):
+    if not isinstance(layers, Sequence) or not layers or not all(isinstance(each, Mapping) for each in layers):
         return None
     columns = tuple(dict.fromkeys(str(key) for layer in layers for key in layer))
     rows = tuple(tuple(number(layer[key]) if key in layer else "-" for key in columns) for layer in layers)
@@ -155,9 +145,7 @@ def data_grid(report: Report) -> Grid:
     """Return the examples of both sides."""
     named = (("calibration", report.data.calib), ("evaluation", report.data.eval))
     rows = tuple(
-        (name, side.source, number(side.examples), side.sha256 or UNKNOWN)
-        if side
-        else (name, "none", "0", "-")
+        (name, side.source, number(side.examples), side.sha256 or UNKNOWN) if side else (name, "none", "0", "-")
         for name, side in named
     )
     return Grid(("data", "source", "examples", "sha256"), rows, words=2)

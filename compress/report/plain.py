@@ -33,9 +33,7 @@ def to_plain(value: object, where: str) -> Any:
     if isinstance(value, PathLike):
         return fspath(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            _key(each): to_plain(getattr(value, each.name), f"{where}.{each.name}") for each in fields(value)
-        }
+        return {_key(each): to_plain(getattr(value, each.name), f"{where}.{each.name}") for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, Set):
@@ -101,8 +99,7 @@ def _read_tuple(arguments: tuple[Any, ...], plain: Any, where: str) -> tuple[Any
     if len(hints) != len(plain):
         raise DataError(f"{where}: found {len(plain)} items; {len(hints)} are wanted")
     return tuple(
-        _read(hint, item, f"{where}[{place}]")
-        for place, (hint, item) in enumerate(zip(hints, plain, strict=True))
+        _read(hint, item, f"{where}[{place}]") for place, (hint, item) in enumerate(zip(hints, plain, strict=True))
     )
 
 

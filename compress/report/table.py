@@ -50,9 +50,7 @@ def _skipped(report: Report, console: Console) -> None:
         for each in step.skipped[:SKIPPED]:
             _say(console, f"{step.pass_name} left {each.node}: {each.reason}", "dim")
         if len(step.skipped) > SKIPPED:
-            _say(
-                console, f"{step.pass_name} left {len(step.skipped) - SKIPPED} more nodes as they were", "dim"
-            )
+            _say(console, f"{step.pass_name} left {len(step.skipped) - SKIPPED} more nodes as they were", "dim")
 
 
 def _grid(console: Console, grid: Grid) -> None:
@@ -63,9 +61,7 @@ def _grid(console: Console, grid: Grid) -> None:
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold")
     for place, column in enumerate(grid.columns):
         is_words = place < grid.words
-        table.add_column(
-            Text(column), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold"
-        )
+        table.add_column(Text(column), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold")
     for row in grid.rows:
         table.add_row(*map(Text, row))
     console.print()

@@ -49,8 +49,6 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
         partial.replace(target)
     except OSError as error:
-        raise BackendError(
-            f"report {str(target)!r} could not be written: {error.strerror or error}"
-        ) from error
+        raise BackendError(f"report {str(target)!r} could not be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from onnxprune.data import InputSpec, Preprocess, open_data
 from onnxprune.errors import DataError
 
@@ -151,9 +152,7 @@ def test_labels_in_a_column_and_real_ones() -> None:
     assert column.labels is not None and column.labels.tolist() == [2, 0, 1]
     real = open_data({"x": ones(3, 1, 4, 4), "y": ones(3)}, ONE)
     assert real.labels is None
-    assert real.warnings == (
-        "arrays in memory: 'y' holds real numbers (float32), not class indices; it was not used",
-    )
+    assert real.warnings == ("arrays in memory: 'y' holds real numbers (float32), not class indices; it was not used",)
 
 
 def test_an_input_called_y_is_an_input() -> None:
@@ -182,8 +181,7 @@ def test_layout_decides_where_both_axes_could_be_channels(layout: str) -> None:
 def test_whole_numbers_for_a_real_input_need_preprocessing() -> None:
     hint = "save the numbers as floats, or give uint8 images (n,H,W), (n,H,W,C) or (n,C,H,W) together with --preprocess"
     assert (
-        refusal(PIXELS[:, None], ONE)
-        == f"'input' in array in memory holds uint8; input 'input' wants float32; {hint}"
+        refusal(PIXELS[:, None], ONE) == f"'input' in array in memory holds uint8; input 'input' wants float32; {hint}"
     )
     flat = [InputSpec("x", F4, ("n", 16))]
     assert "holds uint8" in refusal(PIXELS.reshape(3, 16), flat, Preprocess(channels="L"))
@@ -211,9 +209,7 @@ def test_files_of_another_format(tmp_path: Path) -> None:
     npz, npy = tmp_path / "a.npz", tmp_path / "a.npy"
     for path in (npz, npy):
         path.write_bytes(b"")
-        assert f"{path} cannot be read as {path.suffix}: truncated, damaged or of another" in refusal(
-            path, ONE
-        )
+        assert f"{path} cannot be read as {path.suffix}: truncated, damaged or of another" in refusal(path, ONE)
         path.write_text("hello, this is text")
         assert str(path) in refusal(path, ONE)
     with npz.open("wb") as file:
@@ -238,9 +234,7 @@ def test_npz_with_other_members(tmp_path: Path) -> None:
     assert "'input.txt' in" in refusal(path, ONE)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("x.npy", b"hello")
-    assert refusal(path, ONE).endswith(
-        "is compressed in a way numpy does not write; save it with numpy.savez"
-    )
+    assert refusal(path, ONE).endswith("is compressed in a way numpy does not write; save it with numpy.savez")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])

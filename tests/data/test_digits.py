@@ -6,9 +6,10 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from onnxprune.data import InputSpec, Preprocess, digits, open_data
 from onnxprune.errors import DataError
-from PIL import Image
 
 F4 = np.dtype(np.float32)
 GREY = Preprocess(channels="L")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from onnxprune.data import Examples, Fingerprint, shared_examples
 from onnxprune.errors import DataError, OptionError
 
@@ -28,9 +29,7 @@ def test_batches_cover_everything_in_order() -> None:
     batches = list(numbered().batches(4))
     assert [len(batch.rows) for batch in batches] == [4, 4, 2]
     np.testing.assert_array_equal(np.concatenate([batch.rows for batch in batches]), np.arange(10))
-    np.testing.assert_array_equal(
-        np.concatenate([batch.arrays["x"][:, 0] for batch in batches]), np.arange(10) * 2
-    )
+    np.testing.assert_array_equal(np.concatenate([batch.arrays["x"][:, 0] for batch in batches]), np.arange(10) * 2)
     assert batches[-1].labels is not None
     np.testing.assert_array_equal(batches[-1].labels, [8, 9])
 

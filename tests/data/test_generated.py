@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from onnxprune.data import InputSpec, open_data
 from onnxprune.errors import DataError, OptionError
 
@@ -89,9 +90,7 @@ def test_scripts_that_fail(body: str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_script() -> None:
-    with pytest.raises(
-        DataError, match=r"^no such script: 'gone\.py'; script\.py:function needs an existing file$"
-    ):
+    with pytest.raises(DataError, match=r"^no such script: 'gone\.py'; script\.py:function needs an existing file$"):
         open_data("gone.py:batches", ONE)
 
 
@@ -106,9 +105,7 @@ def test_random_is_seeded_by_row() -> None:
 
 def test_random_values_are_fixed_across_platforms() -> None:
     got = open_data("random", ONE, seed=0).fetch(np.array([0]))["input"]
-    np.testing.assert_array_equal(
-        got[0], np.random.default_rng([0, 0, 0]).standard_normal(2, dtype=np.float32)
-    )
+    np.testing.assert_array_equal(got[0], np.random.default_rng([0, 0, 0]).standard_normal(2, dtype=np.float32))
 
 
 def test_random_of_every_kind_is_synthetic_and_says_so() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from onnxprune.data import InputSpec, Preprocess, open_data
 from onnxprune.data.images import SUFFIXES, decode
 from onnxprune.errors import DataError
-from PIL import Image
 
 ONE = [InputSpec("input", np.dtype(np.float32), ("batch", 1, 4, 4))]
 GREY = Preprocess(scale=1.0, channels="L")
@@ -137,9 +138,7 @@ def test_linked_class_folders_are_followed_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "zip"])
-@pytest.mark.parametrize(
-    ("members", "tail"), [({}, "it is empty"), ({"a/notes.txt": b""}, "it holds 'a/notes.txt'")]
-)
+@pytest.mark.parametrize(("members", "tail"), [({}, "it is empty"), ({"a/notes.txt": b""}, "it holds 'a/notes.txt'")])
 def test_no_images(tmp_path: Path, form: str, members: dict[str, bytes], tail: str) -> None:
     source = store(tmp_path, form, members)
     assert refusal(source) == f"{source} holds no images ({', '.join(SUFFIXES)}); {tail}"
@@ -152,20 +151,14 @@ def test_decoding_is_lazy_and_names_the_damaged_member(tmp_path: Path, form: str
     assert examples.count == 6
     with pytest.raises(DataError, match=r"^dog/c\.png in .* cannot be decoded as an image \("):
         examples.fetch(np.array([4]))
-    with pytest.raises(
-        DataError, match=r"^dog/d\.png in .* cannot be decoded as an image \(unknown format\)$"
-    ):
+    with pytest.raises(DataError, match=r"^dog/d\.png in .* cannot be decoded as an image \(unknown format\)$"):
         examples.fetch(np.array([0, 5]))
 
 
 def test_wrong_size_is_told_on_opening_and_in_the_middle(tmp_path: Path) -> None:
     source = store(tmp_path, "zip", {"a.png": png(1, (5, 6))})
-    assert refusal(source) == (
-        f"a.png in {source} is 6x5; input 'input' wants 4x4: give resize in --preprocess"
-    )
-    mixed = open_data(
-        store(tmp_path, "folder", {"a.png": png(1), "b.png": png(1, (5, 5))}), ONE, preprocess=GREY
-    )
+    assert refusal(source) == (f"a.png in {source} is 6x5; input 'input' wants 4x4: give resize in --preprocess")
+    mixed = open_data(store(tmp_path, "folder", {"a.png": png(1), "b.png": png(1, (5, 5))}), ONE, preprocess=GREY)
     with pytest.raises(DataError, match=r"^b\.png in .* is 5x5; input 'input' wants 4x4"):
         mixed.fetch(np.array([0, 1]))
 
@@ -200,9 +193,7 @@ def test_zip_is_read_by_several_threads(tmp_path: Path) -> None:
 def test_broken_archives(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(b"PK not really")
-    assert refusal(str(path)).startswith(
-        f"{path} cannot be read as .zip: truncated, damaged or of another format ("
-    )
+    assert refusal(str(path)).startswith(f"{path} cannot be read as .zip: truncated, damaged or of another format (")
     source = Path(store(tmp_path, "zip", CLASSES))
     source.write_bytes(source.read_bytes()[:-30])
     assert refusal(str(source)).startswith(f"{source} cannot be read as .zip")
@@ -218,9 +209,7 @@ def test_encrypted_and_huge_members(tmp_path: Path) -> None:
     whole[central + 8] &= ~1
     whole[central + 24 : central + 28] = (2**30).to_bytes(4, "little")  # unpacked size
     source.write_bytes(bytes(whole))
-    assert (
-        refusal(str(source)) == f"a.png in {source} unpacks to 1073741824 bytes; 268435456 at most are read"
-    )
+    assert refusal(str(source)) == f"a.png in {source} unpacks to 1073741824 bytes; 268435456 at most are read"
 
 
 def encoded(picture: Image.Image, form: str = "PNG") -> bytes:

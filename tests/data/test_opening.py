@@ -9,8 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxprune.data
 import pytest
+
+import onnxprune.data
 from onnxprune.data import Examples, InputSpec, Preprocess, open_data
 from onnxprune.errors import DataError
 
@@ -59,9 +60,7 @@ def test_torchvision_missing_is_answered_with_the_pip_line(monkeypatch: pytest.M
     datasets(monkeypatch, missing)
     with pytest.raises(DataError) as caught:
         open_data("mnist:/m", ONE)
-    assert str(caught.value) == (
-        'mnist: is read by torchvision, which is missing: pip install "onnxprune[train]"'
-    )
+    assert str(caught.value) == ('mnist: is read by torchvision, which is missing: pip install "onnxprune[train]"')
 
 
 def test_other_missing_modules_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +77,7 @@ def test_examples_draw_fewer_seeded() -> None:
     some = open_data(data, ONE, examples=4, seed=1)
     again = open_data(data, ONE, examples=4, seed=1)
     assert some.count == 4 and some.origin is not None and again.origin is not None
-    assert (
-        some.origin.tolist() == again.origin.tolist() == np.random.default_rng(1).permutation(10)[:4].tolist()
-    )
+    assert some.origin.tolist() == again.origin.tolist() == np.random.default_rng(1).permutation(10)[:4].tolist()
     assert open_data(data, ONE, examples=10).origin is None
 
 

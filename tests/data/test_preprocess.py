@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from onnxprune.data import InputSpec, Preprocess
 from onnxprune.data.pixels import image_side
 from onnxprune.errors import DataError, OptionError
@@ -178,9 +179,7 @@ def test_other_ranks_and_types() -> None:
     channels=st.sampled_from(["RGB", "BGR"]),
     seed=st.integers(0, 99),
 )
-def test_matches_the_formula(
-    scale: float, mean: list[float], std: list[float], channels: str, seed: int
-) -> None:
+def test_matches_the_formula(scale: float, mean: list[float], std: list[float], channels: str, seed: int) -> None:
     pixels = image(2, 3, 3, seed=seed)
     preprocess = Preprocess(scale, tuple(mean), tuple(std), channels)
     got = preprocess.apply([pixels], spec(3, 2, 3, dtype="float64"))
@@ -206,9 +205,7 @@ def test_matches_the_formula(
         ([image(8, 8)], spec(1, 8, 8, dtype="bool"), Preprocess(channels="L"), "input 'input' wants bool; images can only feed numbers"),
     ],
 )  # fmt: skip
-def test_images_that_do_not_fit(
-    images: list[Any], want: InputSpec, preprocess: Preprocess, message: str
-) -> None:
+def test_images_that_do_not_fit(images: list[Any], want: InputSpec, preprocess: Preprocess, message: str) -> None:
     with pytest.raises(DataError) as caught:
         preprocess.apply(images, want)
     assert str(caught.value) == message

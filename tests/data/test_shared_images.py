@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from onnxprune.data import Fingerprint, InputSpec, Preprocess, open_data, shared_examples, split_data
 
 F4 = np.dtype(np.float32)

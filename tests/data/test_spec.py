@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from onnxprune.data import named_splits
 from onnxprune.data.spec import ACCEPTED, parse_path, parse_spec
 from onnxprune.errors import DataError
@@ -34,9 +35,7 @@ def refusal(text: str) -> str:
         (r"C:\work\loader.py:batches", "script", r"C:\work\loader.py", None, "batches"),
     ],
 )
-def test_forms_that_need_no_file(
-    text: str, kind: str, path: str, split: str | None, function: str | None
-) -> None:
+def test_forms_that_need_no_file(text: str, kind: str, path: str, split: str | None, function: str | None) -> None:
     spec = parse_spec(text)
     assert (spec.text, spec.kind, spec.path, spec.split, spec.function) == (text, kind, path, split, function)
 

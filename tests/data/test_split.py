@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from onnxprune.data import Examples, InputSpec, Preprocess, open_data, split_data
 from onnxprune.errors import DataError, OptionError
 
@@ -153,9 +154,7 @@ def images(**options: Any) -> Any:
     return split_data(IMAGE, preprocess=GREY, **options)
 
 
-@pytest.mark.parametrize(
-    "options", [{"data": "digits"}, {"calib": "digits"}, {"calib": "digits", "eval": "digits"}]
-)
+@pytest.mark.parametrize("options", [{"data": "digits"}, {"calib": "digits"}, {"calib": "digits", "eval": "digits"}])
 def test_named_splits_are_never_mixed(options: dict[str, str]) -> None:
     split = images(**options)
     assert (split.calibration.source, split.evaluation.source) == ("digits:train", "digits:test")
@@ -206,9 +205,7 @@ def test_nothing_known_is_random_with_two_seeds_and_loud() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "options", [{"data": "random"}, {"calib": "random"}, {"calib": "random", "eval": "random"}]
-)
+@pytest.mark.parametrize("options", [{"data": "random"}, {"calib": "random"}, {"calib": "random", "eval": "random"}])
 def test_random_on_both_sides_differs(options: dict[str, Any]) -> None:
     split = split_data(ONE, **options)
     assert split.calibration is not None and split.evaluation is not None
@@ -221,9 +218,7 @@ def test_eval_alone_calibrates_on_the_models_training_side() -> None:
     split = images(eval="digits", model_data="digits")
     assert (split.calibration.source, split.evaluation.source) == ("digits:train", "digits:test")
     assert split.choosing.count == 437
-    assert split.warnings == (
-        "only evaluation data was given: calibration uses the model's own data, digits:train",
-    )
+    assert split.warnings == ("only evaluation data was given: calibration uses the model's own data, digits:train",)
 
 
 def test_eval_alone_without_known_data_calibrates_on_random() -> None:
@@ -240,8 +235,7 @@ def test_eval_alone_never_calibrates_on_itself() -> None:
     split = images(eval="digits:train", model_data="digits")
     assert split.calibration.synthetic
     assert split.warnings[0] == (
-        "only evaluation data was given and the model names the same, digits:train: "
-        "calibration uses random numbers"
+        "only evaluation data was given and the model names the same, digits:train: calibration uses random numbers"
     )
 
 
@@ -251,9 +245,7 @@ def test_metadata_never_runs_a_script(tmp_path: Path) -> None:
     script.write_text(f"open({str(marker)!r}, 'w').close()\ndef batches(): yield {{'input': [[1.0]]}}\n")
     either: list[dict[str, Any]] = [{}, {"eval": pool(3)}]
     for options in either:
-        with pytest.raises(
-            DataError, match=r"is a script, which is never run from there \(the model's metadata"
-        ):
+        with pytest.raises(DataError, match=r"is a script, which is never run from there \(the model's metadata"):
             split_data(ONE, model_data=f"{script}:batches", **options)
     assert not marker.exists()
 
@@ -261,9 +253,7 @@ def test_metadata_never_runs_a_script(tmp_path: Path) -> None:
 def test_metadata_naming_lost_data_says_where_it_came_from() -> None:
     with pytest.raises(DataError) as caught:
         split_data(ONE, model_data="gone.npz")
-    assert str(caught.value).endswith(
-        "(the model's metadata names this data; give --data, or --calib and --eval)"
-    )
+    assert str(caught.value).endswith("(the model's metadata names this data; give --data, or --calib and --eval)")
 
 
 def test_warnings_of_the_examples_are_gathered_once() -> None:

@@ -35,9 +35,7 @@ def compared(
     edges = [0, *sorted(cuts or []), len(original)]
     for start, stop in pairwise(edges):
         part = slice(start, stop)
-        comparison.update(
-            {"out": original[part]}, {"out": compressed[part]}, None if labels is None else labels[part]
-        )
+        comparison.update({"out": original[part]}, {"out": compressed[part]}, None if labels is None else labels[part])
     return comparison.result()
 
 
@@ -98,9 +96,7 @@ def test_top5_losses_and_flips_against_plain_computations() -> None:
     assert agreement.top5 is not None
     assert agreement.top5.rate == np.mean([label in row for label, row in zip(top1, best, strict=True)])
     assert accuracy.top5 is not None
-    assert accuracy.top5.compressed == np.mean(
-        [label in row for label, row in zip(labels, best, strict=True)]
-    )
+    assert accuracy.top5.compressed == np.mean([label in row for label, row in zip(labels, best, strict=True)])
     assert accuracy.loss.original == pytest.approx(
         log_loss(labels, special.softmax(before.astype(np.float64), axis=1)), rel=1e-6
     )
@@ -277,9 +273,7 @@ def test_outputs_of_varying_width_have_errors_but_no_r2() -> None:
 def test_labels_without_class_scores_are_warned_about() -> None:
     evidence = compared(np.ones((2, 1)), np.ones((2, 1)), np.array([0, 1]))
     assert evidence.accuracy is None
-    assert evidence.warnings == (
-        "labels were given, but no output holds class scores: accuracy is not judged",
-    )
+    assert evidence.warnings == ("labels were given, but no output holds class scores: accuracy is not judged",)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +293,7 @@ def test_labels_without_class_scores_are_warned_about() -> None:
         (
             {"a": one_hot([0])},
             {"a": one_hot([0], 4)},
-            "compressed model: output 'a' is float32 of shape (1, 4); "
-            "class scores of shape (1, 3) are wanted",
+            "compressed model: output 'a' is float32 of shape (1, 4); class scores of shape (1, 3) are wanted",
         ),
         (
             {"a": one_hot([0])},

@@ -67,9 +67,7 @@ def test_no_class_scores_is_a_warning() -> None:
 def test_names_that_do_not_fit_are_warned_about() -> None:
     tally = Tally(classes=["ant"])
     tally.update({"logits": np.eye(2)}, np.array([0, 1]))
-    assert tally.result().warnings == (
-        "1 class names are known for an output of 2 classes; classes are numbered",
-    )
+    assert tally.result().warnings == ("1 class names are known for an output of 2 classes; classes are numbered",)
 
 
 def test_refusals() -> None:

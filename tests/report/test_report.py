@@ -146,9 +146,7 @@ def test_figures_that_are_not_finite_become_null(bare_report: Report) -> None:
 
 def test_what_has_no_json_form_is_named(bare_report: Report) -> None:
     step = replace(bare_report, steps=(Step("id", {}, 1.0, numbers={"law": [object()]}),))
-    with pytest.raises(
-        TypeError, match=r"^steps\[0\]\.numbers\.law\[0\] is a object; a report holds only JSON"
-    ):
+    with pytest.raises(TypeError, match=r"^steps\[0\]\.numbers\.law\[0\] is a object; a report holds only JSON"):
         step.to_dict()
 
 
@@ -218,9 +216,7 @@ def test_what_does_not_fit_is_named(
 def test_a_missing_key_is_named(full_report: Report) -> None:
     plain = full_report.to_dict()
     del plain["source"]["opset"]
-    with pytest.raises(
-        DataError, match=r"^report\.source: key 'opset' is missing; a complete report has it$"
-    ):
+    with pytest.raises(DataError, match=r"^report\.source: key 'opset' is missing; a complete report has it$"):
         Report.from_dict(plain)
 
 

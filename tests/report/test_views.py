@@ -84,9 +84,7 @@ def test_verdicts_without_decisions_or_sizes(full_report: Report, bare_report: R
         cost=Cost.between(same, same),
         gates=full_report.gates[1:],
     )
-    assert verdict(moved) == (
-        "outputs moved by 5 % (relative L2); the same size as the original; the gate is met."
-    )
+    assert verdict(moved) == ("outputs moved by 5 % (relative L2); the same size as the original; the gate is met.")
     assert "| depth | values | 0.1 | 0.1 | 0.05 | 1 | - | - |" in markdown(moved)
     assert verdict(replace(moved, gates=full_report.gates[:1])).endswith("; the gate is NOT met.")
     assert verdict(replace(moved, gates=full_report.gates[1:] * 2)).endswith("; all 2 gates are met.")
@@ -202,9 +200,7 @@ def test_a_class_only_labels_know_and_one_they_do_not(bare_report: Report) -> No
 
 def test_markdown_shows_names_as_they_are(bare_report: Report) -> None:
     odd = (Skipped("__w__ *a* `b` <i> \\", "x_y"),)
-    text = markdown(
-        replace(bare_report, recipe="custom(`a`.py:f)", steps=(Step("id", {}, 0.0, skipped=odd),))
-    )
+    text = markdown(replace(bare_report, recipe="custom(`a`.py:f)", steps=(Step("id", {}, 0.0, skipped=odd),)))
     assert r"| \_\_w\_\_ \*a\* \`b\` \<i\> \\ | x_y |" in text
     assert "- recipe: `` custom(`a`.py:f) ``" in text
 

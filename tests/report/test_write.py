@@ -38,9 +38,7 @@ def test_an_older_report_is_replaced(tmp_path: Path, full_report: Report) -> Non
         ("folder.md", "report '{}' is a folder; give the path of a file"),
     ],
 )
-def test_paths_that_cannot_take_a_report(
-    tmp_path: Path, full_report: Report, name: str, sentence: str
-) -> None:
+def test_paths_that_cannot_take_a_report(tmp_path: Path, full_report: Report, name: str, sentence: str) -> None:
     (tmp_path / "folder.md").mkdir()
     path = tmp_path / name
     with pytest.raises(OptionError) as error:
