@@ -84,9 +84,9 @@ def solve_psd(matrix: np.ndarray, right: np.ndarray, ridge: float = 0.0) -> np.n
             continue
         if float(lower.diagonal().min(initial=1.0)) ** 2 > 1e-15:
             half = solve_triangular(lower, wanted, lower=True)
-            return np.multiply(solve_triangular(lower.T, half, lower=False), scale[:, None])
+            return np.asarray(solve_triangular(lower.T, half, lower=False) * scale[:, None])
     solved = cho_solve(cho_factor(balanced + 1e-6 * np.eye(len(matrix))), wanted)
-    return np.multiply(solved, scale[:, None])
+    return np.asarray(solved * scale[:, None])
 
 
 def _balanced(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
     np.fill_diagonal(balanced, 1.0 + max(ridge, size * np.finfo(np.float64).eps))
     wanted = np.where(mask, right * scale, 0.0)
     if size > _DENSE_WIDTH:
-        return np.multiply(_masked_conjugate_gradients(balanced, wanted, mask), scale)
+        return np.asarray(_masked_conjugate_gradients(balanced, wanted, mask) * scale)
     result = np.zeros(right.shape)
     index = np.arange(size)
     step = max(1, _BATCH_BYTES // (8 * max(1, size * size)))
@@ -136,7 +136,7 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
         systems[:, index, index] += ~live
         solved = np.linalg.solve(systems, wanted[part][:, :, None])[:, :, 0]
         result[part] = np.where(live, solved, 0.0)
-    return np.multiply(result, scale)
+    return np.asarray(result * scale)
 
 
 def _masked_conjugate_gradients(matrix: np.ndarray, right: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def split_data(
         if model_data is None:
             return shares.one("random", ("no data was given and the model names none: random numbers are used",))
         with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed)
-        return with_metadata.one(model_data, (f"no data was given: the model's own, {model_data}, is used",))
+        return with_metadata.one(model_data)
     if calib is not None:
         return shares.two(calib, eval)
     return _evaluation_only(shares, opener, eval, model_data)

@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.constants import stored
+from onnxprune.graph.names import node_names
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 
 Shape = Sequence[int | None]
@@ -69,11 +71,12 @@ def measure(model: ir.Model, inputs: Mapping[str, Sequence[int]] | None = None) 
     nodes: dict[str, NodeCost] = {}
     unknown: dict[str, str] = {}
     seen: set[int] = set()
-    for position, node in enumerate(model.graph):
-        name = str(node.name or f"{node.op_type}_{position}")
+    for name, node in zip(node_names(model.graph), model.graph, strict=True):
         macs = node_macs(node, lookup(shapes))
         if macs is None:
             unknown[name] = f"{node.op_type} has sizes that depend on {_open_sizes(model, shapes, node)}"
+        elif _hides_macs(model, node):
+            unknown[name] = f"{node.op_type} has a body of its own, whose MACs are not counted"
         params, nonzero, size = _weights(node, seen)
         if macs != 0 or params:
             nodes[name] = NodeCost(node.op_type, params, nonzero, macs, size)
@@ -108,7 +111,7 @@ def _weights(node: ir.Node, seen: set[int]) -> tuple[int, int, int]:
     params = nonzero = size = 0
     statistics = _STATISTICS.get(node.op_type, frozenset())
     for position, value in enumerate(node.inputs):
-        tensor = value.const_value if value is not None and value.is_initializer() else None
+        tensor = stored(value)
         if tensor is None or id(value) in seen or not _is_weight(tensor, node):
             continue
         seen.add(id(value))
@@ -125,8 +128,21 @@ def _is_weight(tensor: ir.TensorProtocol, node: ir.Node) -> bool:
 
 
 def _totals(model: ir.Model) -> int:
-    """Return the bytes of all stored tensors of the graph and its bodies."""
-    return sum(v.const_value.nbytes for g in model.graphs() for v in g.initializers.values() if v.const_value)
+    """Return the bytes of all stored tensors of the graph and its bodies, Constant nodes included."""
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    values += [out for node in model.graph.all_nodes() if node.op_type == "Constant" for out in node.outputs]
+    return sum(tensor.nbytes for value in values if (tensor := stored(value)) is not None)
+
+
+def _hides_macs(model: ir.Model, node: ir.Node) -> bool:
+    """Return whether a node's body, or the function that it calls, holds operators with MACs."""
+    function = model.functions.get(node.op_identifier())
+    inner = list(function.all_nodes()) if function is not None else []
+    for attribute in node.attributes.values():
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
+        graphs = list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else graphs
+        inner += [nested for graph in graphs for nested in graph.all_nodes()]
+    return any(nested.op_type in MACS and nested.domain == "" for nested in inner)
 
 
 def node_macs(node: ir.Node, shape_of: ShapeOf) -> int | None:

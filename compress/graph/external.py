@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 
@@ -65,19 +67,26 @@ def verify(proto: onnx.ModelProto, model: Path) -> bool:
             raise ModelError(f"{what}, which leaves the model's folder; keep the data beside the model")
         if not target.is_file():
             raise ModelError(f"{what}, which does not exist; copy it beside the model")
-        needed = _span(entries, what)
+        needed = _span(tensor, entries, what)
         size = target.stat().st_size
         if size < needed:
             raise ModelError(f"{what}, which ends at byte {size:,} where the tensor needs {needed:,}")
     return found
 
 
-def _span(entries: dict[str, str], what: str) -> int:
+def _span(tensor: onnx.TensorProto, entries: dict[str, str], what: str) -> int:
     """Return the byte at which a tensor's data ends in its file."""
     try:
-        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
+        bits = ir.DataType(tensor.data_type).bitwidth
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{what}, but its element type {tensor.data_type} cannot be kept outside the file") from error
+    size = math.ceil(math.prod(tensor.dims) * bits / 8)
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
     except ValueError as error:
         raise ModelError(f"{what} at an offset or length that is not a number") from error
     if offset < 0 or length < 0:
         raise ModelError(f"{what} at a negative offset or length")
+    if length < size:
+        raise ModelError(f"{what} with a length of {length:,} bytes where its shape needs {size:,}")
     return offset + length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -61,7 +62,8 @@ def fold_batch_norms(model: ir.Model) -> tuple[ir.Model, int, dict[str, str]]:
 def _fold_one(graph: ir.Graph, norm: ir.Node, version: int) -> str | None:
     source = norm.inputs[0]
     linear = source.producer() if source is not None else None
-    if source is None or linear is None or linear.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+    known = linear is not None and linear.domain == "" and linear.op_type in ("Conv", "ConvTranspose", "Gemm")
+    if source is None or linear is None or not known:
         return "no Conv, ConvTranspose or Gemm is in front of it"
     if len(source.uses()) > 1 or source.is_graph_output():
         return f"the output of '{linear.name}' is read elsewhere too"
@@ -73,7 +75,11 @@ def _fold_one(graph: ir.Graph, norm: ir.Node, version: int) -> str | None:
         return f"the weight or bias of '{linear.name}' is computed, not stored"
     if linear.op_type == "Gemm" and float_attribute(linear, "beta", 1.0) != 1.0:
         return f"'{linear.name}' scales its bias (beta)"
-    _write(graph, linear, weight, mapped)
+    for value in (linear.inputs[1], _bias(linear)):
+        if value is not None and (len(value.uses()) > 1 or value.is_graph_output()):
+            return f"'{value.name}' of '{linear.name}' is read inside a body or is a graph output too"
+    if not _write(graph, linear, weight, mapped):
+        return f"the folded weights of '{linear.name}' do not fit into {weight.dtype}"
     out = norm.outputs[0]
     if out.is_graph_output():
         _take_over_output(graph, linear, out)
@@ -87,7 +93,8 @@ def _bias(linear: ir.Node) -> ir.Value | None:
     return linear.inputs[2] if len(linear.inputs) > 2 else None
 
 
-def _write(graph: ir.Graph, linear: ir.Node, weight: np.ndarray, mapped: Affine) -> None:
+def _write(graph: ir.Graph, linear: ir.Node, weight: np.ndarray, mapped: Affine) -> bool:
+    """Write the folded weight and bias; return False, with nothing written, where a finite number would overflow."""
     value, bias_value = linear.inputs[1], _bias(linear)
     assert value is not None
     wide = weight.astype(np.float64)
@@ -100,17 +107,25 @@ def _write(graph: ir.Graph, linear: ir.Node, weight: np.ndarray, mapped: Affine)
     else:
         axis = 1 if linear.op_type == "Gemm" and not int_attribute(linear, "transB", 0) else 0
         scaled = wide * mapped.scale.reshape([-1 if i == axis else 1 for i in range(wide.ndim)])
-    constants.set_array(value, scaled)
     old = constants.array(bias_value)
     bias = mapped.shift + (0.0 if old is None else mapped.scale * old.astype(np.float64))
+    if not _fits(scaled, weight.dtype) or not _fits(bias, weight.dtype):
+        return False
+    constants.set_array(value, scaled)
     if bias_value is not None:
         constants.set_array(bias_value, bias)
-        return
+        return True
     dtype = value.dtype
     assert dtype is not None
     added = constants.add_array(graph, f"{value.name}_bias", bias.astype(weight.dtype), dtype)
     linear.resize_inputs(3)
     linear.replace_input_with(2, added)
+    return True
+
+
+def _fits(data: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(np.isfinite(data), np.isfinite(data.astype(dtype).astype(np.float64))))
 
 
 def _take_over_output(graph: ir.Graph, linear: ir.Node, out: ir.Value) -> None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import BackendError, ModelError, OptionError
 from onnxprune.graph import external, sparse
+from onnxprune.graph.text import check_text
 
 FULL_CHECK = "onnxprune.full_check"
 EXTERNAL = "onnxprune.external"
@@ -27,6 +28,8 @@ PROTOBUF_LIMIT = 2**31 - 1
 # Above this many bytes of weights a result goes to external data even where the source was one file: protobuf
 # stops at 2 GiB and the skeleton needs room too.
 INLINE_LIMIT = 1_800_000_000
+# File systems stop at 255 bytes, and the data file beside a model is named <model>.data.
+_LONGEST_NAME = 240
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     """
     file = Path(path)
     proto = _parse(file)
+    check_text(proto, f"'{file}'")
     uses_external = external.verify(proto, file)
     full = _check_source(proto, file, uses_external)
-    sparse.densify(proto)
+    sparse.densify(proto, str(file.parent))
+    _use_plain_domain(proto)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -67,7 +72,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 def _parse(file: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
-    if not file.exists():
+    try:
+        found = file.exists()
+    except OSError as error:
+        raise ModelError(f"'{file}' cannot be read: {error.strerror}") from error
+    if not found:
         raise ModelError(f"'{file}' does not exist; give the path of an .onnx file")
     if not file.is_file():
         raise ModelError(f"'{file}' is not a file; give the path of an .onnx file")
@@ -86,6 +95,13 @@ def _parse(file: Path) -> onnx.ModelProto:
     if not proto.ir_version or not proto.HasField("graph"):
         raise ModelError(f"'{file}' is truncated or not an ONNX file: it holds no graph or no IR version")
     return proto
+
+
+def _use_plain_domain(proto: onnx.ModelProto) -> None:
+    """Write the standard operators' domain as "", for which "ai.onnx" is another spelling."""
+    for entries in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        for entry in entries:
+            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
 
 
 def _check_source(proto: onnx.ModelProto, file: Path, uses_external: bool) -> bool:
@@ -119,6 +135,8 @@ def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str]
             missing or not writable.
     """
     out = Path(path)
+    if len(out.name) > _LONGEST_NAME:
+        raise OptionError(f"--out: the file name has {len(out.name)} characters, {_LONGEST_NAME} are accepted")
     if source is not None and out.exists() and Path(source).exists() and out.samefile(source):
         raise OptionError(f"--out '{out}' is the source model itself; give another path")
     if out.is_dir():
@@ -128,12 +146,23 @@ def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str]
     for name in (out, _data_file(out)):
         if name.exists() and not force:
             raise OptionError(f"'{name}' exists already; give --force to overwrite it")
+        if name.exists() and not name.is_file():
+            raise OptionError(f"'{name}' is not an ordinary file, so it is not overwritten; give another path")
+    if source is not None and _data_file(out).exists() and _data_file(out).resolve() in _parts(Path(source)):
+        raise OptionError(f"--out '{out}' would overwrite '{_data_file(out)}' of the source model; give another path")
     try:
         with tempfile.TemporaryFile(dir=out.parent):
             pass
     except OSError as error:
         raise OptionError(f"--out '{out}': the folder '{out.parent}' is not writable ({error.strerror})") from error
     return out
+
+
+def _parts(source: Path) -> set[Path]:
+    """Return the files that a source model consists of (none where there is no such model)."""
+    if not source.is_file():
+        return set()
+    return {part.resolve() for part in [source, *external.files(_parse(source), source)]}
 
 
 def _data_file(out: Path) -> Path:
@@ -164,10 +193,14 @@ def check(model: ir.Model) -> None:
     """Check a rewritten model as thoroughly as its source passed.
 
     Raises:
-        BackendError: The checker refuses it, which means that a rewrite of ours was wrong.
+        BackendError: The checker refuses it, which means that a rewrite of ours was wrong; or the folder for
+            temporary files is full.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        _check_file(to_folder(model, Path(folder), "model.onnx"), full=bool(model.meta.get(FULL_CHECK, True)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            _check_file(to_folder(model, Path(folder), "model.onnx"), full=bool(model.meta.get(FULL_CHECK, True)))
+    except OSError as error:
+        raise BackendError(f"the rewritten model cannot be written for checking: {error.strerror or error}") from error
 
 
 def _check_file(file: Path, *, full: bool) -> None:
@@ -198,15 +231,32 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> FileFacts:
     try:
         file = to_folder(model, folder, out.name)
         _check_file(file, full=bool(model.meta.get(FULL_CHECK, True)))
-        data = _data_file(file)
-        if data.exists():
-            data.replace(_data_file(out))
-        file.replace(out)
+        _move(file, out)
     except OSError as error:
         raise BackendError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return facts(out)
+
+
+def _move(file: Path, out: Path) -> None:
+    """Rename a written model and its data into place; where one cannot follow the other, both stay as they were."""
+    data, target = _data_file(file), _data_file(out)
+    older = file.with_name(f"{out.name}.older")
+    if not data.exists():
+        file.replace(out)
+        return
+    try:
+        if target.exists():
+            target.replace(older)
+        data.replace(target)
+        file.replace(out)
+    except BaseException:
+        if not data.exists():
+            target.unlink()
+        if older.exists():
+            older.replace(target)
+        raise
 
 
 def facts(path: str | os.PathLike[str]) -> FileFacts:

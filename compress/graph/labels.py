@@ -121,8 +121,7 @@ class Tracer:
         """Return whether a value is an initialiser that belongs to one node alone and may be rewritten."""
         if value is None or not value.is_initializer() or value.const_value is None:
             return False
-        overridable = value.is_graph_input() and self.model.ir_version >= 4
-        return not overridable and not value.is_graph_output() and len(value.uses()) == 1
+        return not value.is_graph_input() and not value.is_graph_output() and len(value.uses()) == 1
 
     def refuse(self, node: ir.Node, reason: str) -> None:
         """Freeze everything a node touches: its labelled inputs cannot be cut and its outputs carry no labels."""

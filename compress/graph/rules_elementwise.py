@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.graph.attributes import int_attribute
+from onnxprune.graph.attributes import int_attribute, ints_attribute
 from onnxprune.graph.constants import array
-from onnxprune.graph.labels import Labels, Rule, Tracer
+from onnxprune.graph.labels import Labels, Literal, Rule, Tracer
 
-_UNARY = ["Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"]
-_POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
-_BROADCAST = ["Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor"]
+# fmt: off
+_UNARY = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos",
+    "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+)
+_BROADCAST = (
+    "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+)
+_REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+# fmt: on
+_POOLS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+# Before this opset an attribute, not the shapes, said how operands were broadcast.
+_BROADCAST_BY_SHAPE = 7
+# Before this opset BatchNormalization could have statistics for every position.
+_SPATIAL_ONLY = 9
 
 
 def pass_through(tracer: Tracer, node: ir.Node) -> None:
@@ -31,14 +46,42 @@ def pass_through(tracer: Tracer, node: ir.Node) -> None:
     return None
 
 
+def pool(tracer: Tracer, node: ir.Node) -> None:
+    """Pools treat every channel of axis 1 on its own and mix positions along the axes after it."""
+    if any(known is not None for known in tracer.axes(node.inputs[0])[2:]):
+        return tracer.refuse(node, "it slides over an axis that carries channels")
+    return pass_through(tracer, node)
+
+
+def resize(tracer: Tracer, node: ir.Node) -> None:
+    """Resize by scales leaves channels alone; stored sizes name the channel count, which a cut must rewrite."""
+    target = node.inputs[3] if len(node.inputs) > 3 else None
+    labels = tracer.axes(node.inputs[0])
+    if target is None or all(known is None for known in labels):
+        return pass_through(tracer, node)
+    named = [axis % len(labels) for axis in ints_attribute(node, "axes", range(len(labels)))]
+    listed = [axis for axis in named if labels[axis] is not None]
+    if listed and not tracer.stored(target):
+        return tracer.refuse(node, "its sizes are computed, read inside a body, or may be fed by the caller")
+    pass_through(tracer, node)
+    for axis in listed:
+        if tracer.axes(node.outputs[0])[axis] is not None:
+            tracer.literals.append(Literal(target, named.index(axis), node.outputs[0], axis))
+    return None
+
+
 def batch_norm(tracer: Tracer, node: ir.Node) -> None:
     """BatchNormalization: scale, bias, mean and variance are cut with the channels of axis 1."""
     labels = tracer.axes(node.inputs[0])
     channel = labels[1] if len(labels) > 1 else None
     if not all(tracer.stored(value) for value in node.inputs[1:5]):
         return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed by the caller")
-    if any(out.uses() for out in node.outputs[1:]):
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
         return tracer.refuse(node, "it is in training form (its statistics are read)")
+    if int_attribute(node, "training_mode", 0):
+        return tracer.refuse(node, "it is in training form (training_mode = 1)")
+    if tracer.version < _SPATIAL_ONLY and int_attribute(node, "spatial", 1) != 1:
+        return tracer.refuse(node, "it normalises every position on its own (spatial = 0)")
     if channel is not None:
         for value in node.inputs[1:5]:
             assert value is not None
@@ -53,6 +96,8 @@ def broadcast(tracer: Tracer, node: ir.Node) -> None:
     assert out_shape is not None
     rank = len(out_shape)
     values = [value for value in node.inputs if value is not None]
+    if tracer.version < _BROADCAST_BY_SHAPE:
+        return tracer.refuse(node, "it broadcasts by attribute, as before opset 7")
     if any(tracer.shape(value) is None for value in values):
         return tracer.refuse(node, "the shape of an operand cannot be inferred")
     result: list[Labels] = []
@@ -103,7 +148,8 @@ def _reduced(node: ir.Node, rank: int) -> set[int] | None:
         return {int(axis) % rank for axis in attribute.as_ints()}
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         given = array(node.inputs[1])
-        return None if given is None else {int(axis) % rank for axis in given.flat}
+        if given is None or given.size:
+            return None if given is None else {int(axis) % rank for axis in given.flat}
     return set() if int_attribute(node, "noop_with_empty_axes", 0) else set(range(rank))
 
 
@@ -122,11 +168,11 @@ def along_axis(tracer: Tracer, node: ir.Node) -> None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pass_through),
-    **dict.fromkeys(_POOLS, pass_through),
+    **dict.fromkeys(_POOLS, pool),
     **dict.fromkeys(_BROADCAST, broadcast),
-    **{f"Reduce{kind}": reduce for kind in ["Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]},
+    **{f"Reduce{kind}": reduce for kind in _REDUCTIONS},
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along_axis),
     "BatchNormalization": batch_norm,
-    "Resize": pass_through,
+    "Resize": resize,
     "Upsample": pass_through,
 }

@@ -42,6 +42,8 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     shape, given = tracer.shape(weight), tracer.shape(value)
     assert shape is not None
+    if any(known is not None for known in tracer.axes(value)[2:]):
+        return tracer.refuse(node, "it slides over an axis that carries channels")
     groups = int_attribute(node, "group", 1)
     inputs = tracer.axes(value)
     if groups == 1:
@@ -53,7 +55,7 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, f"grouped convolution with {groups} groups")
     if bias is not None and labels is not None:
         tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [None, labels, *[None] * (len(inputs) - 2)])
+    tracer.give(node.outputs[0], [inputs[0], labels, *inputs[2:]])
     return None
 
 
@@ -75,13 +77,16 @@ def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
     assert value is not None and weight is not None
     if not tracer.stored(weight) or not _bias_ok(tracer, bias):
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
+    inputs = tracer.axes(value)
+    if any(known is not None for known in inputs[2:]):
+        return tracer.refuse(node, "it slides over an axis that carries channels")
     if int_attribute(node, "group", 1) != 1:
         return tracer.refuse(node, "grouped transposed convolution")
     _consume(tracer, node, value, 1, weight, 0)
     labels = _produce(tracer, node, weight, 1)
     if bias is not None and labels is not None:
         tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [None, labels, *[None] * (len(tracer.axes(value)) - 2)])
+    tracer.give(node.outputs[0], [inputs[0], labels, *inputs[2:]])
     return None
 
 
@@ -93,6 +98,8 @@ def gemm(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     if int_attribute(node, "transA", 0):
         return tracer.refuse(node, "its input is transposed (transA)")
+    if tracer.axes(value)[0] is not None:
+        return tracer.refuse(node, "the rows of its input carry channels")
     out_axis, in_axis = (0, 1) if int_attribute(node, "transB", 0) else (1, 0)
     _consume(tracer, node, value, 1, weight, in_axis)
     labels = _produce(tracer, node, weight, out_axis)
@@ -110,9 +117,10 @@ def matmul(tracer: Tracer, node: ir.Node) -> None:
     weight, value = (right, left) if tracer.stored(right) else (left, right)
     shape, given = tracer.shape(weight), tracer.shape(value)
     if not tracer.stored(weight) or tracer.stored(value):
-        return tracer.refuse(node, "both operands are computed")
+        both = "stored" if tracer.stored(value) else "computed, shared with a body, or may be fed by the caller"
+        return tracer.refuse(node, f"both operands are {both}")
     if shape is None or given is None or len(shape) != 2 or len(given) < 2:
-        return tracer.refuse(node, "its stored operand is not a matrix")
+        return tracer.refuse(node, "its operands are not a stored matrix and a tensor of two axes or more")
     labels = list(tracer.axes(value))
     if weight is right:
         _consume(tracer, node, value, len(given) - 1, weight, 0)

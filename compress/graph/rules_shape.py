@@ -11,6 +11,9 @@ from onnxprune.graph.attributes import int_attribute, ints_attribute
 from onnxprune.graph.constants import array
 from onnxprune.graph.labels import Labels, Literal, Rule, Tracer
 
+# An axis with more positions than this (a batch flattened into its channels) is not worth its labels.
+_LONGEST = 1 << 24
+
 
 def reshape(tracer: Tracer, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: axes that merge repeat the labels of the one that carries channels."""
@@ -20,6 +23,8 @@ def reshape(tracer: Tracer, node: ir.Node) -> None:
     labels = tracer.axes(value)
     if all(known is None for known in labels):
         return tracer.give(out, [None] * len(after))
+    if node.op_type == "Squeeze" and len(node.inputs) < 2 and "axes" not in node.attributes:
+        return tracer.refuse(node, "it names no axes, so it would drop a channel axis that is cut to one channel")
     groups = _groups(before, after)
     if groups is None:
         return tracer.refuse(node, "its sizes cannot be inferred")
@@ -28,7 +33,7 @@ def reshape(tracer: Tracer, node: ir.Node) -> None:
         reason = _map_group(labels, before or (), sources, after, targets, result)
         if reason is not None:
             return tracer.refuse(node, reason)
-    reason = _literals(tracer, node, result)
+    reason = _literals(tracer, node, labels, result)
     if reason is not None:
         return tracer.refuse(node, reason)
     return tracer.give(out, result)
@@ -82,23 +87,28 @@ def _map_group(
     outer = math.prod(int(before[s] or 1) for s in sources if s < carrier)
     known = labels[carrier]
     assert known is not None
+    if len(known) * inner * outer > _LONGEST:
+        return f"it makes an axis of more than {_LONGEST:,} positions"
     result[wide[0]] = np.tile(known.repeat(inner), outer)
     return None
 
 
-def _literals(tracer: Tracer, node: ir.Node, result: list[Labels]) -> str | None:
+def _literals(tracer: Tracer, node: ir.Node, labels: list[Labels], result: list[Labels]) -> str | None:
     """Note the entries of a Reshape's target that a cut must rewrite; return why one cannot be."""
     target = node.inputs[1] if node.op_type == "Reshape" and len(node.inputs) > 1 else None
     if node.op_type != "Reshape":
         return None
     sizes = array(target)
     if target is None or sizes is None:
-        return "its target shape is computed"
+        return "its target shape is computed, or may be fed by the caller"
     for axis, known in enumerate(result):
-        if known is None or sizes[axis] in (0, -1):
+        copied = labels[axis] if sizes[axis] == 0 else None
+        if known is None and copied is not None:
+            return f"entry {axis} of its target shape copies the size of a channel axis that goes elsewhere"
+        if known is None or sizes[axis] == -1 or (copied is not None and np.array_equal(copied, known)):
             continue
         if not tracer.stored(target):
-            return "its target shape is shared with a body or may be fed by the caller"
+            return "its target shape is read inside a body, or is a graph output too"
         tracer.literals.append(Literal(target, axis, node.outputs[0], axis))
     return None
 

@@ -30,7 +30,7 @@ def _light(model: ir.Model) -> ir.Model:
             continue
         value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
         if tensor.nbytes > _VALUE_LIMIT:
-            graph.initializers.pop(value.name)
+            graph.initializers.pop(str(value.name))
             if not value.is_graph_input():
                 graph.inputs.append(value)
     for node in graph.all_nodes():
@@ -57,7 +57,7 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> Sha
     light = _light(model)
     for value in light.graph.inputs:
         if value.name in inputs:
-            value.shape = ir.Shape(list(inputs[value.name]))
+            value.shape = ir.Shape(list(inputs[str(value.name)]))
     for value in light.graph.outputs:
         value.shape = None
     inferred = _infer(light).graph
@@ -72,7 +72,7 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> Sha
         found |= _known(inferred)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            found[str(value.name)] = tuple(int(size) for size in value.const_value.shape)
+            found[str(value.name)] = tuple(value.const_value.shape.numpy())
     return found
 
 
@@ -107,7 +107,7 @@ def refresh_shapes(model: ir.Model) -> None:
     """Infer the shapes of intermediate values anew, in place; graph inputs and outputs keep what they declare."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.type = ir.TensorType(value.const_value.dtype)
     light = _light(model)
     for kept, cleared in zip(model.graph.outputs, light.graph.outputs, strict=True):

@@ -18,7 +18,8 @@ def cut(analysis: Analysis, kept: Mapping[str, Sequence[int] | np.ndarray]) -> N
     """Cut every named space down to its kept channel indices, in place (methods: slicing all members with one I).
 
     Weights, biases, normalisation parameters, literal shapes and group counts of all members are rewritten
-    together; what is dropped is simply gone (fold first with :func:`fold` to compensate).
+    together; what is dropped is simply gone (to make up for it, fold it into the consumers
+    first, with :func:`set_weight_rows`).
     """
     keep = analysis.keep_mask(kept)
     tracer = analysis.tracer

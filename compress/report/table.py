@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune.report.grids import Grid, accuracy_grid, agreement_grid, cost_grid, step_grid
 from onnxprune.report.report import Report
-from onnxprune.report.verdict import flips_sentence, latency_sentence, remarks, verdict, worst_class
+from onnxprune.report.verdict import data_sentence, flips_sentence, latency_sentence, remarks, verdict, worst_class
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,7 @@ def render(report: Report, console: Console) -> None:
             _grid(console, accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
         console.print()
         _say(console, " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
+    _say(console, data_sentence(report))
     timed = latency_sentence(report)
     if timed is not None:
         _say(console, timed)

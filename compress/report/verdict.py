@@ -35,6 +35,15 @@ def only_zeros(report: Report) -> bool:
     return macs == 1 and nonzero is not None and nonzero < 1
 
 
+def data_sentence(report: Report) -> str:
+    """Say which examples calibrated and which judged."""
+    used = report.data
+    judged = "" if used.eval is None else f"Evaluated on {amount(used.eval.examples, 'example')} of {used.eval.source}"
+    if used.calib is None:
+        return f"{judged}; nothing was calibrated."
+    return f"{judged}, calibrated on {amount(used.calib.examples, 'example')} of {used.calib.source}."
+
+
 def flips_sentence(agreement: Agreement) -> str:
     """Return what became of the decisions."""
     flips = agreement.flips

@@ -189,7 +189,7 @@ def test_imagenet_is_judged_on_val(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_given_takes_the_models_own_data() -> None:
     split = images(model_data="digits")
     assert (split.calibration.source, split.evaluation.source) == ("digits:train", "digits:test")
-    assert split.warnings == ("no data was given: the model's own, digits, is used",)
+    assert split.warnings == ()
 
 
 def test_nothing_known_is_random_with_two_seeds_and_loud() -> None:
