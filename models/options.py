@@ -30,7 +30,8 @@ class TrainOptions:
         schedule: ``cosine`` to zero, ``multistep`` (a tenth at half and at three quarters), or ``none``.
         seed: Decides weights, order, held-out split and augmentation.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        augment: ``auto`` (``shift+flip`` for colour images, ``affine`` for grey ones), ``none``, ``shift``,
+        augment: ``auto`` (``shift+flip`` for colour images, ``affine`` for grey ones: better than ``shift`` or
+            ``none`` for lenet300 and as good for lenet5 over four folds of digits:train), ``none``, ``shift``,
             ``shift+flip`` or ``affine``.
 
     Raises:

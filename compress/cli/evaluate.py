@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from onnxprune.api import Evaluation
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    epilog="""\b
+Example:
+  onnxprune evaluate model.onnx --data test.zip --json
+""",
+)
 @click.argument("model", metavar="M.onnx")
 @click.option("--data", metavar="D", help=f"all of it is used; {DATA_HELP}")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")

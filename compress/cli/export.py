@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from onnxprune.models.produce import Produced
 
 
-@click.command(short_help="Write PyTorch weights as an ONNX file.")
+@click.command(
+    "export",
+    epilog="""\b
+Examples:
+  onnxprune export resnet20 --weights checkpoint.pth --out resnet20.onnx --data cifar10:data
+  onnxprune export net.py:build --weights net.pth --input-shape 3,32,32 --out net.onnx --keep-bn
+""",
+)
 @click.argument("network", metavar="NET")
 @click.option("--weights", type=click.Path(), help="a state dict written by torch.save")
 @click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")

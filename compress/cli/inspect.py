@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    epilog="""\b
+Example:
+  onnxprune inspect model.onnx --json
+""",
+)
 @click.argument("model", metavar="M.onnx")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")
 def command(model: str, as_json: bool) -> None:

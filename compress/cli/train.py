@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from onnxprune.models.train import Epoch
 
 
-@click.command(short_help="Train a network of the zoo and export it to ONNX.")
+@click.command(
+    "train",
+    epilog="""\b
+Examples:
+  onnxprune train lenet5 --data digits --out model.onnx
+  onnxprune train resnet20 --data cifar10:data --out resnet20.onnx --epochs 100
+  onnxprune train lenet300 --data images.zip --out model.onnx --optimizer adam --seed 1
+""",
+)
 @click.argument("network", metavar="NET")
 @click.option("--data", required=True, help=f"labelled {DATA_HELP.removesuffix(', random')}")
 @click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")

@@ -89,7 +89,7 @@ def add_array(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType) 
 
 def add_tensor(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a new initialiser under a name that is free, and return it."""
-    shape, kind = ir.Shape(list(tensor.shape)), ir.TensorType(tensor.dtype)
+    shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -28,7 +28,7 @@ def _light(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if tensor is None:
             continue
-        value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
         if tensor.nbytes > _VALUE_LIMIT:
             graph.initializers.pop(str(value.name))
             if not value.is_graph_input():

@@ -16,7 +16,7 @@ def check_text(message: Message, what: str) -> None:
     """
     for descriptor, found in message.ListFields():
         if descriptor.type == descriptor.TYPE_STRING:
-            for text in [found] if isinstance(found, str) else found:
+            for text in [found] if isinstance(found, str | bytes) else found:
                 _check(text, descriptor.name, what)
         elif descriptor.type == descriptor.TYPE_MESSAGE:
             for part in [found] if isinstance(found, Message) else found:
@@ -26,8 +26,9 @@ def check_text(message: Message, what: str) -> None:
                     check_text(part, what)
 
 
-def _check(text: str, field: str, what: str) -> None:
+def _check(text: str | bytes, field: str, what: str) -> None:
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
+        plain = text if isinstance(text, bytes) else text.encode()
+        plain.decode()
+    except UnicodeError as error:
         raise ModelError(f"{what} is damaged: a {field} in it is not UTF-8 text") from error
