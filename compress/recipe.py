@@ -42,9 +42,9 @@ def pass_class(name: str) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for a close name, else nothing."""
+    """Return ``: did you mean 'x'?`` for a close name, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return f": did you mean '{close[0]}'?" if close else ""
 
 
 def parse(recipe: str, targets: Sequence[Target] = ()) -> list[Pass]:
@@ -121,7 +121,7 @@ def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise OptionError(f"recipe file '{path}' cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"recipe file '{path}' is not YAML: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"recipe file '{path}' is not YAML: {_fault(error)}") from error
     passes = content.get("passes") if isinstance(content, Mapping) else content
     if not isinstance(passes, list):
         raise OptionError(
@@ -131,6 +131,11 @@ def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if unknown:
         raise OptionError(f"recipe file '{path}': unknown key '{unknown[0]}'; only 'passes' is read")
     return [_from_entry(path, entry) for entry in passes]
+
+
+def _fault(error: Exception) -> str:
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    return f"{problem} (line {mark.line + 1})" if problem and mark else str(error).splitlines()[0]
 
 
 def _from_entry(path: Path, entry: object) -> tuple[str, dict[str, Any]]:
@@ -186,30 +191,26 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
 
 def options(item: Pass) -> dict[str, Any]:
     """Return the options of a pass that differ from their defaults, and the size that a bare pass uses."""
-    given = _given(item)
+    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
+    given = {spec.name: value for spec, value in pairs if value != spec.default}
     default = getattr(item, "default_size", None)
     if default is not None and not set(given) & set(SIZES):
         return {default[0]: default[1], **given}
     return given
 
 
-def _given(item: Pass) -> dict[str, Any]:
-    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
-    return {spec.name: value for spec, value in pairs if value != spec.default}
-
-
 def canonical(passes: Iterable[Pass]) -> str:
-    """Return the recipe that gives exactly these passes; a bare pass stays bare."""
+    """Return the recipe that gives these passes, with the size of a bare one written out."""
     return ",".join(_written(item) for item in passes)
 
 
 def _written(item: Pass) -> str:
-    texts = [f"{name}={_text(value)}" for name, value in _given(item).items()]
+    texts = [f"{name}={_text(value)}" for name, value in options(item).items()]
     return f"{item.name}({','.join(texts)})" if texts else item.name
 
 
 def _text(value: Any) -> str:
     """Write a value as the parser reads it: quoted where it holds something that the parser would cut at."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    plain = text and text == text.strip() and text[0] not in _QUOTES and not set(text) & set(",()")
+    plain = text and text == text.strip() and not set(text) & {*",()=", *_QUOTES}
     return text if plain else next((f"{q}{text}{q}" for q in _QUOTES if q not in text), text)

@@ -89,7 +89,8 @@ class Surp:
             "layers": [_layer(v, weight, int(before[v])) for v, weight in tensors.items()],
         }
         reached = {} if self.sparsity is None else {"sparsity": (wanted, sparsity)}
-        return StepResult(finish(work), skipped=skipped, numbers=numbers, reached=reached)
+        warnings = () if refinement.complete else (_too_sparse(wanted, sparsity),)
+        return StepResult(finish(work), skipped, numbers, reached, warnings)
 
     def _refine(self, tensors: Mapping[ir.Value, np.ndarray], nonzeros: int, seed: int) -> Refinement:
         pooled = [np.abs(weight).ravel() / self._norm(weight) for weight in tensors.values()]
@@ -110,8 +111,15 @@ class Surp:
             if self.values == "original":
                 new = np.where(magnitude > 0.0, weight, 0.0)
             else:
-                new = np.sign(weight) * magnitude * self._norm(weight)
+                new = np.where(magnitude > 0.0, np.sign(weight) * magnitude * self._norm(weight), 0.0)
             tensors[value] = _store(value, new, weight)
+
+
+def _too_sparse(wanted: float, got: float) -> str:
+    return (
+        f"surp was asked for a sparsity of {wanted:g} and came to {got:.6g}: "
+        "the other weights were zero before or are too small to be coded"
+    )
 
 
 def _store(value: ir.Value, new: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
 from onnxprune.contract import Tap, check_options, option, options_of
 from onnxprune.errors import OptionError
 

@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from onnxprune import linalg
 from onnxprune.linalg import (
     interpolation,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from onnxprune import recipe
 from onnxprune.budget import Target
 from onnxprune.contract import check_options, option
@@ -87,10 +88,10 @@ def test_text(text: str, passes: list[Any]) -> None:
         ("surp(0.8)", "recipe step 'surp(0.8)': '0.8' is not of the form option=value"),
         ("surp(=1)", "recipe step 'surp(=1)': '=1' is not of the form option=value"),
         ("id(keep=1, keep=1)", "recipe step 'id(keep=1, keep=1)': option 'keep' is given twice"),
-        ("idd", "unknown pass 'idd' (did you mean 'id'?); there are cleanup, fold_bn, id, surp"),
+        ("idd", "unknown pass 'idd': did you mean 'id'?; there are cleanup, fold_bn, id, surp"),
         ("SURPP,id", "unknown pass 'SURPP'; there are cleanup, fold_bn, id, surp"),
         ("quantize", "unknown pass 'quantize'; there are cleanup, fold_bn, id, surp"),
-        ("id(kep=1)", "id: unknown option 'kep' (did you mean 'keep'?); it takes keep, flops, preserve_zeros"),
+        ("id(kep=1)", "id: unknown option 'kep': did you mean 'keep'?; it takes keep, flops, preserve_zeros"),
         ("id(size=1)", "id: unknown option 'size'; it takes keep, flops, preserve_zeros"),
         ("cleanup(x=1)", "cleanup: unknown option 'x'; it takes none"),
         ("surp(sparsity=1)", "surp: sparsity=1.0 is not accepted; give a number in [0, 1)"),
@@ -143,9 +144,15 @@ IDS = st.builds(Id, keep=SIZES, preserve_zeros=st.booleans()) | st.builds(Id, fl
 PASSES = st.lists(SURPS | IDS | st.builds(FoldBn) | st.builds(Cleanup), min_size=1, max_size=4)
 
 
+def sized(passes: list[Any]) -> list[Any]:
+    """Write out the size that a bare pass uses, as the canonical text does."""
+    return [replace(item, **options(item)) for item in passes]
+
+
 @given(PASSES)
 def test_canonical_text_gives_the_same_passes(passes: list[Any]) -> None:
-    assert parse(canonical(passes)) == passes
+    assert parse(canonical(passes)) == sized(passes)
+    assert parse(canonical(sized(passes))) == sized(passes)
     assert canonical(parse(canonical(passes))) == canonical(passes)
 
 
@@ -166,11 +173,11 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: str) -> None:
     except OptionError as error:
         assert str(error)
     else:
-        assert parse(canonical(passes)) == passes
+        assert parse(canonical(passes)) == sized(passes)
 
 
-def test_a_bare_pass_stays_bare_in_the_canonical_text_and_names_its_size_in_the_options() -> None:
-    assert canonical([Surp(), Id(), Cleanup()]) == "surp,id,cleanup"
+def test_a_bare_pass_names_its_size_in_the_canonical_text_and_in_the_options() -> None:
+    assert canonical([Surp(), Id(), Cleanup()]) == "surp(sparsity=0.5),id(flops=0.9),cleanup"
     assert options(Surp()) == {"sparsity": 0.5}
     assert options(Id(preserve_zeros=False)) == {"flops": 0.9, "preserve_zeros": False}
     assert options(Id(keep=0.5)) == {"keep": 0.5}
@@ -205,7 +212,7 @@ def test_targets_that_nobody_takes(text: str, targets: list[tuple[str, float]], 
     [
         ("passes: [surp, id]", [Surp(), Id()]),
         ("- surp\n- id:\n    flops: 0.5\n", [Surp(), Id(flops=0.5)]),
-        ("passes:\n  - surp: {sparsity: 0.8, values: original}\n  - id:\n", [Surp(sparsity=0.8, values="original"), Id()]),
+        ("passes:\n  - surp: {sparsity: 0.8, values: original}\n  - id:\n", [Surp(0.8, "original"), Id()]),
         ("passes: ['surp(sparsity=0.8)', fold-bn]", [Surp(sparsity=0.8), FoldBn()]),
         ("passes: [{id: {preserve-zeros: no, keep: 1}}]", [Id(keep=1.0, preserve_zeros=False)]),
         ("passes: [{surp: {alpha: 1e1, patience: 3.0, sparsity: '0.5'}}]", [Surp(0.5, alpha=10.0, patience=3)]),
@@ -227,7 +234,7 @@ def test_yaml(tmp_path: Path, name: str, content: str, passes: list[Any]) -> Non
         ("passes: [3]", ": 3 is not a pass name or {name: {option: value}}"),
         ("passes: [{surp: 0.5}]", ": {'surp': 0.5} is not a pass name or {name: {option: value}}"),
         ("passes: [{surp: , id: }]", ": {'surp': None, 'id': None} is not a pass name or {name: {option: value}}"),
-        ("passes: [a: b: c", "is not YAML: mapping values are not allowed here"),
+        ("passes: [surp", "is not YAML: expected ',' or ']', but got '<stream end>' (line 1)"),
     ],
 )
 def test_yaml_refusals_name_the_file(tmp_path: Path, content: str, sentence: str) -> None:
@@ -282,4 +289,4 @@ def test_every_pass_of_the_table_is_complete() -> None:
         assert isinstance(found.lossless, bool)
         assert found.needs <= {"calibration", "labels", "training"}
         assert found() == parse(name)[0]
-        assert canonical([found()]) == name
+        assert canonical([found()]).partition("(")[0] == name

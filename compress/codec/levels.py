@@ -69,9 +69,10 @@ def refine(magnitudes: np.ndarray, nonzeros: int, law: Law) -> Refinement:
     goal = min(nonzeros, int(np.count_nonzero(residual)))
     alpha = kappa(count) if law.alpha is None else law.alpha
     floor = _EXHAUSTED * float(residual.max(initial=0.0))
+    smallest = _SMALLEST_ALPHA * min(1.0, alpha)
     refreshes = hits = levels = found = 0
     thresholds: list[float] = []
-    while found < goal and alpha > _SMALLEST_ALPHA and float(residual.max(initial=0.0)) > floor:
+    while found < goal and alpha > smallest and float(residual.max(initial=0.0)) > floor:
         if levels:  # the first threshold is alpha times the mean itself; every later one is a refresh
             refreshes += 1
             alpha *= law.decay if refreshes % law.patience == 0 else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph import constants
@@ -59,7 +60,8 @@ def unshare(model: ir.Model) -> None:
         for count, use in enumerate(uses[1:], start=1):
             tensor = value.const_value
             assert tensor is not None
-            copy = constants.add_tensor(graph, free_name(f"{value.name}/{count}", taken), tensor)
+            name = free_name(f"{value.name}/{count}", taken)
+            copy = constants.add_tensor(graph, name, constants.own_tensor(tensor, name))
             copy.meta[_SHARED] = value.meta.get(_SHARED, value.name)
             use.node.replace_input_with(use.idx, copy)
 
@@ -82,10 +84,12 @@ def reshare(model: ir.Model) -> None:
 
 def _equal(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:
     """Return whether two tensors hold the same bits."""
-    if a is None or b is None or a is b:
-        return a is b
+    if a is None or b is None or constants.bare_tensor(a) is constants.bare_tensor(b):
+        return a is not None and b is not None
     if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
         return False
+    if a.dtype == ir.DataType.STRING:
+        return bool(np.array_equal(a.numpy(), b.numpy()))
     return a.tobytes() == b.tobytes()
 
 

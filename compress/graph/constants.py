@@ -11,7 +11,7 @@ from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.names import free_name, value_names
 
 # From this IR version on, an initialiser that is listed as an input is a default that the caller may replace.
-_LISTED_BEFORE = 4
+LISTED_BEFORE = 4
 _INPUTS = "onnxprune.inputs"
 # A folded tensor may exceed its inputs by this much before it is left as a computation (Expand, Tile, ...).
 _GROWTH_LIMIT = 1 << 16
@@ -33,7 +33,7 @@ _EVALUATION_ERRORS = (
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Return the tensor of an initialiser, or None for anything computed, absent or that a caller may feed.
 
-    Before IR version 4 initialisers are listed as inputs without being any: :func:`lift` takes them off the list.
+    Before IR version 4 initialisers are listed as inputs without being any: :func:`unlist_initializers` mends that.
     """
     if value is None or not value.is_initializer() or value.is_graph_input():
         return None
@@ -98,30 +98,57 @@ def add_tensor(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Valu
 def lift(model: ir.Model) -> None:
     """Turn every Constant node of the main graph into an initialiser, in place.
 
-    Before IR version 4 every initialiser had to be listed as an input, although no caller may feed it. Until
-    :func:`list_initializers` restores that, they are taken off the list, so that they count as stored.
+    Initialisers that are listed as inputs although no caller may feed them are taken off that list, see
+    :func:`unlist_initializers`.
     """
+    unlist_initializers(model)
     graph = model.graph
-    if model.ir_version < _LISTED_BEFORE:
-        model.meta.setdefault(_INPUTS, [str(value.name) for value in graph.inputs])
-        for value in [value for value in graph.inputs if value.is_initializer()]:
-            graph.inputs.remove(value)
     for node in list(graph):
         tensor = _held(node)
         out = node.outputs[0] if tensor is not None else None
         if tensor is None or out is None or out.is_graph_output():
             continue
-        value = add_tensor(graph, str(out.name), tensor)
+        value = add_tensor(graph, str(out.name), own_tensor(tensor, str(out.name)))
         value.metadata_props.update(out.metadata_props)
         value.meta.update(out.meta)
         out.replace_all_uses_with(value)
         graph.remove(node, safe=True)
 
 
+def own_tensor(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """Return a tensor that shares another one's data under a name of its own.
+
+    Writing a model names its tensors after their values, so that one tensor under two names would take the second
+    one in the model that it came from too.
+    """
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(tensor.numpy(), name=name)
+    source = bare_tensor(tensor)
+    return ir.LazyTensor(lambda: source, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def bare_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return the tensor whose data :func:`own_tensor` shares."""
+    return tensor.raw() if isinstance(tensor, ir.LazyTensor) else tensor
+
+
+def unlist_initializers(model: ir.Model) -> None:
+    """Take initialisers off the list of inputs where the IR version lists all of them, in place.
+
+    Before IR version 4 every initialiser had to be an input too, although no caller may feed it. So that they
+    count as stored, they are off the list until :func:`list_initializers` restores it.
+    """
+    inputs = model.graph.inputs
+    if model.ir_version < LISTED_BEFORE:
+        model.meta.setdefault(_INPUTS, [str(value.name) for value in inputs])
+        for value in [value for value in inputs if value.is_initializer()]:
+            inputs.remove(value)
+
+
 def list_initializers(model: ir.Model) -> None:
     """List every initialiser as an input where the IR version asks for that, in the source's order, in place."""
     given = model.meta.pop(_INPUTS, [])
-    if model.ir_version >= _LISTED_BEFORE:
+    if model.ir_version >= LISTED_BEFORE:
         return
     inputs = model.graph.inputs
     values = {str(value.name): value for value in [*inputs, *model.graph.initializers.values()]}

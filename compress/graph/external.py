@@ -13,32 +13,39 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of the model: initialisers and attributes, in bodies and functions too."""
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """Yield every tensor of the model, in bodies and functions too, and whether it is an attribute of a node."""
     graphs = [proto.graph]
     nodes = [node for function in proto.functions for node in function.node]
     while graphs or nodes:
         while graphs:
             graph = graphs.pop()
-            yield from graph.initializer
+            yield from ((tensor, False) for tensor in graph.initializer)
             for stored in graph.sparse_initializer:
-                yield stored.values
-                yield stored.indices
+                yield from ((tensor, False) for tensor in (stored.values, stored.indices))
             nodes.extend(graph.node)
         node = nodes.pop() if nodes else None
         for attribute in node.attribute if node else ():
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
+            held = [attribute.t] if attribute.HasField("t") else list(attribute.tensors)
+            if attribute.HasField("sparse_tensor"):
+                held += [attribute.sparse_tensor.values, attribute.sparse_tensor.indices]
+            yield from ((tensor, True) for tensor in held)
+            graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
 
 
 def _external(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
-    for tensor in _tensors(proto):
+    for tensor, _ in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}
+
+
+def take_in_attributes(proto: onnx.ModelProto, model: Path) -> None:
+    """Read tensors that nodes keep outside into ``proto``: onnx-ir writes only initialisers to a new data file."""
+    for tensor, attribute in _tensors(proto):
+        if attribute and tensor.data_location == onnx.TensorProto.EXTERNAL:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(model.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
 
 
 def files(proto: onnx.ModelProto, model: Path) -> list[Path]:
@@ -48,12 +55,15 @@ def files(proto: onnx.ModelProto, model: Path) -> list[Path]:
 
 
 def verify(proto: onnx.ModelProto, model: Path) -> bool:
-    """Return whether the model uses external data; every piece of it must be there and inside the folder.
+    """Return whether the model uses external data; every tensor's data must be there, in full.
 
     Raises:
         ModelError: A location is absolute, leaves the model's folder (links are followed), does not exist, or
-            ends before the tensor does.
+            ends before the tensor does; or a tensor inside the file has more or fewer values than its shape.
     """
+    for tensor, _ in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            _verify_inline(tensor, f"'{model}': tensor '{tensor.name}'")
     folder = Path(os.path.realpath(model.parent))
     found = False
     for tensor, entries in _external(proto):
@@ -74,13 +84,40 @@ def verify(proto: onnx.ModelProto, model: Path) -> bool:
     return found
 
 
+_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_PAIRS = frozenset({onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128})
+
+
+def _verify_inline(tensor: onnx.TensorProto, what: str) -> None:
+    count = math.prod(tensor.dims)
+    raw = len(tensor.raw_data) if tensor.HasField("raw_data") else None
+    if tensor.data_type == onnx.TensorProto.STRING or raw is None:
+        found, packed = sum(len(getattr(tensor, field)) for field in _FIELDS), _bytes(tensor, what)
+        fits = found in (2 * count if tensor.data_type in _PAIRS else count, packed if packed < count else count)
+    else:
+        found, fits = raw, raw == _bytes(tensor, what)
+    if not fits:
+        kind = "values" if raw is None else "bytes"
+        raise ModelError(f"{what} has {found:,} {kind} of data, which do not fit its shape {list(tensor.dims)}")
+
+
+def _bytes(tensor: onnx.TensorProto, what: str) -> int:
+    """Return how many bytes a tensor's values take; strings count one each."""
+    count = math.prod(int(size) for size in tensor.dims)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return count
+    try:
+        bits = int(ir.DataType(tensor.data_type).bitwidth)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{what} has an unknown element type {tensor.data_type}") from error
+    return math.ceil(count * bits / 8)
+
+
 def _span(tensor: onnx.TensorProto, entries: dict[str, str], what: str) -> int:
     """Return the byte at which a tensor's data ends in its file."""
-    try:
-        bits = ir.DataType(tensor.data_type).bitwidth
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{what}, but its element type {tensor.data_type} cannot be kept outside the file") from error
-    size = math.ceil(math.prod(tensor.dims) * bits / 8)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        raise ModelError(f"{what}, where strings cannot be kept")
+    size = _bytes(tensor, what)
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
     except ValueError as error:

@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from onnxprune.errors import BackendError, ModelError, OptionError
 from onnxprune.graph import external, sparse
+from onnxprune.graph.source import check_source, first_line, parse, use_plain_domain
 from onnxprune.graph.text import check_text
 
 FULL_CHECK = "onnxprune.full_check"
 EXTERNAL = "onnxprune.external"
-PROTOBUF_LIMIT = 2**31 - 1
 # Above this many bytes of weights a result goes to external data even where the source was one file: protobuf
 # stops at 2 GiB and the skeleton needs room too.
 INLINE_LIMIT = 1_800_000_000
@@ -52,79 +52,22 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             or outside the model's folder; or the checker refuses the graph.
     """
     file = Path(path)
-    proto = _parse(file)
+    proto = parse(file)
     check_text(proto, f"'{file}'")
     uses_external = external.verify(proto, file)
-    full = _check_source(proto, file, uses_external)
+    full = check_source(proto, file, uses_external)
+    external.take_in_attributes(proto, file)
     sparse.densify(proto, str(file.parent))
-    _use_plain_domain(proto)
+    use_plain_domain(proto)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"'{file}' cannot be read as a graph: {_first_line(error)}") from error
+        raise ModelError(f"'{file}' cannot be read as a graph: {first_line(error)}") from error
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, str(file.resolve().parent))
     model.meta[FULL_CHECK] = full
     model.meta[EXTERNAL] = uses_external
     return model
-
-
-def _parse(file: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
-
-    try:
-        found = file.exists()
-    except OSError as error:
-        raise ModelError(f"'{file}' cannot be read: {error.strerror}") from error
-    if not found:
-        raise ModelError(f"'{file}' does not exist; give the path of an .onnx file")
-    if not file.is_file():
-        raise ModelError(f"'{file}' is not a file; give the path of an .onnx file")
-    size = file.stat().st_size
-    if size == 0:
-        raise ModelError(f"'{file}' is empty (0 bytes); an .onnx file is expected")
-    if size > PROTOBUF_LIMIT:
-        raise ModelError(f"'{file}' has {size:,} bytes, over protobuf's 2 GiB; save it with external data")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(file.read_bytes())
-    except DecodeError as error:
-        raise ModelError(f"'{file}' is truncated or not an ONNX file: protobuf cannot read it") from error
-    except OSError as error:
-        raise ModelError(f"'{file}' cannot be read: {error.strerror}") from error
-    if not proto.ir_version or not proto.HasField("graph"):
-        raise ModelError(f"'{file}' is truncated or not an ONNX file: it holds no graph or no IR version")
-    return proto
-
-
-def _use_plain_domain(proto: onnx.ModelProto) -> None:
-    """Write the standard operators' domain as "", for which "ai.onnx" is another spelling."""
-    for entries in (proto.opset_import, *(function.opset_import for function in proto.functions)):
-        for entry in entries:
-            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
-
-
-def _check_source(proto: onnx.ModelProto, file: Path, uses_external: bool) -> bool:
-    """Check the source; True when it passes with full shape inference too."""
-    target: onnx.ModelProto | str = str(file) if uses_external else proto
-    try:
-        onnx.checker.check_model(target)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"'{file}' is not a valid ONNX model: {_first_line(error)}") from error
-    return _passes_full(target)
-
-
-def _passes_full(target: onnx.ModelProto | str) -> bool:
-    try:
-        onnx.checker.check_model(target, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return False
-    return True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
 
 
 def check_output(path: str | os.PathLike[str], *, source: str | os.PathLike[str] | None, force: bool) -> Path:
@@ -162,7 +105,7 @@ def _parts(source: Path) -> set[Path]:
     """Return the files that a source model consists of (none where there is no such model)."""
     if not source.is_file():
         return set()
-    return {part.resolve() for part in [source, *external.files(_parse(source), source)]}
+    return {part.resolve() for part in [source, *external.files(parse(source), source)]}
 
 
 def _data_file(out: Path) -> Path:
@@ -212,7 +155,7 @@ def _check_file(file: Path, *, full: bool) -> None:
         ValueError,
         RuntimeError,
     ) as error:
-        raise BackendError(f"the rewritten model fails onnx.checker: {_first_line(error)}") from error
+        raise BackendError(f"the rewritten model fails onnx.checker: {first_line(error)}") from error
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> FileFacts:
@@ -262,7 +205,7 @@ def _move(file: Path, out: Path) -> None:
 def facts(path: str | os.PathLike[str]) -> FileFacts:
     """Return size and SHA-256 of a model file; external data files count in both, in order of their names."""
     file = Path(path)
-    proto = _parse(file)
+    proto = parse(file)
     digest, size = hashlib.sha256(), 0
     for part in [file, *external.files(proto, file)]:
         size += part.stat().st_size

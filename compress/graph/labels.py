@@ -146,8 +146,10 @@ def trace(model: ir.Model, shapes: Shapes, rules: dict[str, Rule]) -> Tracer:
         elif rule is None:
             domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
             tracer.refuse(node, f"operator {domain}{node.op_type} has no rule for cutting channels")
-        elif any(self_shape is None for out in node.outputs if out.name for self_shape in [tracer.shape(out)]):
+        elif any(tracer.shape(out) is None for out in node.outputs if out.name):
             tracer.refuse(node, "the shape of its output cannot be inferred")
+        elif any(tracer.shape(value) is None for value in node.inputs if value is not None):
+            tracer.refuse(node, "the shape of its input cannot be inferred")
         else:
             rule(tracer, node)
     for value in model.graph.outputs:

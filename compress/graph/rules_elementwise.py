@@ -98,8 +98,6 @@ def broadcast(tracer: Tracer, node: ir.Node) -> None:
     values = [value for value in node.inputs if value is not None]
     if tracer.version < _BROADCAST_BY_SHAPE:
         return tracer.refuse(node, "it broadcasts by attribute, as before opset 7")
-    if any(tracer.shape(value) is None for value in values):
-        return tracer.refuse(node, "the shape of an operand cannot be inferred")
     result: list[Labels] = []
     for axis in range(rank):
         labels = _merge(tracer, node, values, axis - rank, out_shape[axis])

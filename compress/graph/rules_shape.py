@@ -101,6 +101,7 @@ def _literals(tracer: Tracer, node: ir.Node, labels: list[Labels], result: list[
     sizes = array(target)
     if target is None or sizes is None:
         return "its target shape is computed, or may be fed by the caller"
+    found = []
     for axis, known in enumerate(result):
         copied = labels[axis] if sizes[axis] == 0 else None
         if known is None and copied is not None:
@@ -109,7 +110,8 @@ def _literals(tracer: Tracer, node: ir.Node, labels: list[Labels], result: list[
             continue
         if not tracer.stored(target):
             return "its target shape is read inside a body, or is a graph output too"
-        tracer.literals.append(Literal(target, axis, node.outputs[0], axis))
+        found.append(Literal(target, axis, node.outputs[0], axis))
+    tracer.literals.extend(found)
     return None
 
 

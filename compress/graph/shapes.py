@@ -23,6 +23,8 @@ def true_inputs(model: ir.Model) -> list[ir.Value]:
 def _light(model: ir.Model) -> ir.Model:
     """Return a clone without large weights and without shapes of intermediate values."""
     light = model.clone()
+    constants.unlist_initializers(light)
+    light.ir_version = max(light.ir_version, constants.LISTED_BEFORE)
     graph = light.graph
     for value in list(graph.initializers.values()):
         tensor = value.const_value
@@ -59,7 +61,8 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> Sha
         if value.name in inputs:
             value.shape = ir.Shape(list(inputs[str(value.name)]))
     for value in light.graph.outputs:
-        value.shape = None
+        if value.producer() is not None:
+            value.shape = None
     inferred = _infer(light).graph
     found = _known(inferred)
     while _has_unknown(light, found):

@@ -80,4 +80,4 @@ def _batch(model: ir.Model, names: list[str], examples: Examples, session: Sessi
     one = {name: data.shape for name, data in examples.fetch(np.zeros(1, dtype=np.int64)).items()}
     shapes = concrete_shapes(model, example_shapes(model, one))
     per_example = sum(4 * int(np.prod([s or 1 for s in shapes.get(name, ())])) for name in names)
-    return max(1, min(size, TAP_LIMIT // max(1, per_example)))
+    return min(size, max(1, TAP_LIMIT // max(1, per_example)))

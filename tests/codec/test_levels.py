@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from onnxprune.codec.levels import Law, kappa, refine, scan_order
 
 GOLDEN = np.array([4.0, 3.0, 2.0, 1.0])
@@ -96,7 +98,7 @@ def test_every_prefix_stays_below_the_weights_and_is_exactly_as_sparse_as_asked(
 def test_supports_nest_and_the_error_falls(seed: int) -> None:
     weights = laplacian(1)
     prefixes = [refine(weights, k, Law(seed=seed)) for k in (1, 10, 100, 250, 999, 1500, 1999, 2000)]
-    for shorter, longer in zip(prefixes, prefixes[1:], strict=False):
+    for shorter, longer in itertools.pairwise(prefixes):
         assert (shorter.values <= longer.values).all()
         assert ((shorter.values > 0) <= (longer.values > 0)).all()
         assert (weights - longer.values).sum() < (weights - shorter.values).sum()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from onnxprune.fit.allocate import fraction_widths, uniform_widths
 
 WIDTHS = {"a": 20, "b": 50, "c": 500}
