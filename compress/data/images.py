@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ _BROKEN = (
     zlib.error,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 
@@ -138,7 +140,11 @@ def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
         DataError: the image is damaged, of an unknown format, or holds real numbers.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        # Pillow warns of images over 89 million pixels before it refuses those of twice that: refuse both.
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(io.BytesIO(data)) as picture,
+        ):
             picture.load()
             if picture.mode.startswith("I"):
                 deep = np.asarray(picture).astype(np.int64)
