@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHECK := build/check
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format bench zoo clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -31,6 +31,10 @@ format: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/quickstart.py
+
+# One row per graph of the zoo: what can be cut, and that a cut equals the dense model with zeroed channels.
+zoo: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.zoo.run --cache build/zoo --reasons
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache onnxprune-demo

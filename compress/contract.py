@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
@@ -82,6 +82,23 @@ class Pass(Protocol):
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the rewritten model; the given one is not touched."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pass would do, without doing it: rows of a table, remarks, and reasons for what it would leave alone."""
+
+    rows: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """A pass that can say beforehand what it would do; it needs no data for that."""
+
+    def plan(self, model: ir.Model, context: Context) -> Plan:
+        """Return what :meth:`Pass.apply` would treat and how far it could go."""
 
 
 @dataclass(frozen=True)

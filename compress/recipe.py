@@ -19,6 +19,7 @@ from onnxprune.errors import OptionError
 PASSES: dict[str, str] = {
     "surp": "onnxprune.passes.surp:Surp",
     "id": "onnxprune.passes.id:Id",
+    "filters": "onnxprune.passes.filters:Filters",
     "fold_bn": "onnxprune.passes.fold_bn:FoldBn",
     "cleanup": "onnxprune.passes.cleanup:Cleanup",
 }

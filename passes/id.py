@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
-from onnxprune.errors import OptionError
-from onnxprune.fit.allocate import fraction_widths, uniform_widths
+from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.fit.fold import fold_consumer
+from onnxprune.fit.sizing import Sizing, check_one_size, plan_spaces, reached
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
-from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.kept import record_kept
 from onnxprune.graph.labels import Consumer
-from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.selection import Selection
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.linalg import interpolation, interpolation_error, pivoted_cholesky
 from onnxprune.runtime.observers import Gram, GramResult
@@ -45,6 +43,12 @@ class Id:
         above=True,
         high=1.0,
     )
+    params: float | None = option(
+        None, float, "parameters after this pass over those of the source", low=0.0, above=True, high=1.0
+    )
+    align: str = option("1", str, "widths are multiples of this number; auto takes the processor's block")
+    only: str | None = option(None, str, "cut only spaces with these nodes: names, globs, re:..., parted by ;")
+    ignore: str | None = option(None, str, "never cut spaces with these nodes: names, globs, re:..., parted by ;")
     preserve_zeros: bool = option(True, bool, "weights that are zero before stay zero")
 
     name: ClassVar[str] = "id"
@@ -55,8 +59,13 @@ class Id:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.keep is not None and self.flops is not None:
-            raise OptionError("id: keep and flops are both given; one size decides, give one of them")
+        check_one_size(self)
+        Sizing.of(self)
+        Selection.parse(self.name, self.only, self.ignore)
+
+    @property
+    def _selection(self) -> Selection:
+        return Selection.parse(self.name, self.only, self.ignore)
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Return one Gram matrix per tensor that a consumer of a prunable space reads."""
@@ -64,7 +73,7 @@ class Id:
             return {}
         analysis = spaces.analyse(prepare(model))
         found: dict[Tap, Observer] = {}
-        for space in _treatable(analysis)[0]:
+        for space in _treatable(analysis, self._selection)[0]:
             for consumer in space.consumers:
                 shape = surgery.layout(analysis, consumer)
                 assert shape is not None
@@ -72,12 +81,18 @@ class Id:
                 found[tap] = Gram(consumer.axis, len(shape.channels), shape.outer, shape.inner)
         return found
 
+    def plan(self, model: ir.Model, context: Context) -> Plan:
+        """Return the widths that the size gives and the range that it could have."""
+        analysis = spaces.analyse(prepare(model))
+        return plan_spaces(self, analysis, *_treatable(analysis, self._selection), context)
+
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with narrower spaces; errors per space are in ``numbers["layers"]``."""
         work = prepare(model)
         analysis = spaces.analyse(work)
-        chosen, skipped = _treatable(analysis)
-        widths = self._widths(analysis, chosen, context)
+        chosen, skipped = _treatable(analysis, self._selection)
+        sizing = Sizing.of(self)
+        widths = sizing.widths(analysis, chosen, context)
         layers, kept = [], {}
         for space in chosen:
             if widths[space.name] >= space.width:
@@ -88,33 +103,12 @@ class Id:
         if kept:
             _fold(analysis, chosen, kept, context, self.preserve_zeros)
             surgery.cut(analysis, kept)
-            record_kept(work, _kept_outputs(analysis, kept))
+            record_kept(work, surgery.kept_outputs(analysis, kept))
         result = finish(work)
         warnings = () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
         numbers = {"spaces": len(chosen), "layers": layers}
-        return StepResult(result, skipped, numbers, self._reached(result, context), warnings)
-
-    def _widths(self, analysis: Analysis, chosen: list[ChannelSpace], context: Context) -> dict[str, int]:
-        full = {space.name: space.width for space in chosen}
-        if self.keep is not None:
-            return fraction_widths(full, self.keep)
-        limit = int(self._flops * context.original_cost.macs)
-        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
-
-        def cost(widths: Mapping[str, int]) -> int:
-            return spaces.predicted_macs(analysis, shapes, {name: np.arange(count) for name, count in widths.items()})
-
-        return uniform_widths(full, cost, limit)
-
-    @property
-    def _flops(self) -> float:
-        return self.default_size[1] if self.flops is None else self.flops
-
-    def _reached(self, result: ir.Model, context: Context) -> dict[str, tuple[float, float]]:
-        if self.flops is None or not context.original_cost.macs:
-            return {}
-        macs = spaces.total_macs(result, concrete_shapes(result, example_shapes(result, context.inputs)))
-        return {"flops": (self.flops, macs / context.original_cost.macs)}
+        notices = sizing.unaligned({name: len(indices) for name, indices in kept.items()})
+        return StepResult(result, skipped, numbers, reached(self, result, context), (*warnings, *notices))
 
     def _reduce(
         self, analysis: Analysis, space: ChannelSpace, width: int, context: Context
@@ -137,29 +131,27 @@ class Id:
         return kept, row if note is None else {**row, "note": note}
 
 
-def _kept_outputs(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return, for every producer of a space that is cut, which of its own outputs stay."""
-    keep = analysis.keep_mask(kept)
-    producers = {id(p): p for space in analysis.spaces if space.name in kept for p in space.producers}
-    return {
-        str(p.node.name): np.flatnonzero(keep[analysis.channels_of(analysis.tracer.labels[p.weight][p.axis])])
-        for p in producers.values()
-    }
-
-
-def _treatable(analysis: Analysis) -> tuple[list[ChannelSpace], dict[str, str]]:
+def _treatable(analysis: Analysis, selection: Selection) -> tuple[list[ChannelSpace], dict[str, str]]:
     """Return the spaces whose consumers can all take a folded matrix, and why the others are left alone."""
-    skipped = dict(analysis.refused)
+    candidates, skipped = selection.spaces(analysis)
     chosen = []
-    for space in analysis.prunable:
-        irregular = [c for c in space.consumers if surgery.layout(analysis, c) is None]
-        if irregular:
-            skipped[space.name] = f"'{irregular[0].node.name}' reads its channels in an irregular order"
+    for space in candidates:
+        odd = next((c for c in space.consumers if not _foldable(analysis, c)), None)
+        opaque = analysis.opaque(space)
+        if odd is not None:
+            skipped[space.name] = f"'{odd.node.name}' reads its channels in groups, in a grid or in an irregular order"
+        elif opaque is not None:
+            skipped[space.name] = opaque
         elif not space.consumers:
             skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
         else:
             chosen.append(space)
     return chosen, skipped
+
+
+def _foldable(analysis: Analysis, consumer: Consumer) -> bool:
+    labels = analysis.tracer.labels[consumer.weight][consumer.weight_axis]
+    return consumer.groups == 1 and not analysis.is_grid(labels) and surgery.layout(analysis, consumer) is not None
 
 
 def _gram(consumer: Consumer, context: Context) -> GramResult:

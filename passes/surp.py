@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.codec.levels import Law, Refinement, refine
-from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
+from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import ModelError
 from onnxprune.graph import constants
 from onnxprune.graph.cleanup import finish, name_nodes
+from onnxprune.graph.selection import Selection
 
 _LINEAR = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
 
@@ -46,6 +47,8 @@ class Surp:
     decay: float = option(0.9, float, "factor on alpha", low=0.0, above=True, high=1.0, below=True)
     patience: int = option(20, int, "levels between two decays of alpha", low=1, high=1_000_000)
     normalize: bool = option(True, bool, "divide every tensor by its L2 norm before pooling")
+    only: str | None = option(None, str, "treat only these nodes: names, globs, re:..., parted by ;")
+    ignore: str | None = option(None, str, "never treat these nodes: names, globs, re:..., parted by ;")
 
     name: ClassVar[str] = "surp"
     summary: ClassVar[str] = "information-theoretic pruning of single weights (SuRP); needs no data"
@@ -55,10 +58,25 @@ class Surp:
 
     def __post_init__(self) -> None:
         check_options(self)
+        Selection.parse(self.name, self.only, self.ignore)
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Nothing: the weights alone decide."""
         return {}
+
+    def plan(self, model: ir.Model, context: Context) -> Plan:
+        """Return the tensors that compete for the sparsity; how many zeros each gets, the code decides."""
+        work = model.clone()
+        constants.lift(work)
+        name_nodes(work)
+        tensors, skipped = _treated(work, Selection.parse(self.name, self.only, self.ignore))
+        zeros = self.default_size[1] if self.sparsity is None else self.sparsity
+        rows = tuple(
+            {"tensor": str(v.name), "weights": int(w.size), "nonzero": int(np.count_nonzero(w))}
+            for v, w in tensors.items()
+        )
+        total = sum(weight.size for weight in tensors.values())
+        return Plan(rows, (f"{math.ceil(zeros * total - 1e-9):,} of {total:,} weights become zero",), skipped)
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with the same topology and fewer non-zero weights.
@@ -71,7 +89,7 @@ class Surp:
         constants.lift(work)
         name_nodes(work)
         wanted = self.default_size[1] if self.sparsity is None else self.sparsity
-        tensors, skipped = _treated(work)
+        tensors, skipped = _treated(work, Selection.parse(self.name, self.only, self.ignore))
         total = sum(weight.size for weight in tensors.values())
         if not total or wanted == 0.0:
             numbers = {"weights": total, "sparsity": _sparsity(tensors), "layers": []}
@@ -133,12 +151,17 @@ def _store(value: ir.Value, new: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return stored
 
 
-def _treated(model: ir.Model) -> tuple[dict[ir.Value, np.ndarray], dict[str, str]]:
+def _treated(model: ir.Model, selection: Selection) -> tuple[dict[ir.Value, np.ndarray], dict[str, str]]:
     """Return the weights to prune in float64, each initialiser once, and nodes whose weight is left alone."""
     tensors: dict[ir.Value, np.ndarray] = {}
     skipped: dict[str, str] = {}
     for node, value in _weights(model):
         if value in tensors:
+            continue
+        # A shared weight is treated for all its readers or for none.
+        reason = selection.reason([str(use.node.name) for use in value.uses()])
+        if reason is not None:
+            skipped[str(node.name)] = reason
             continue
         data = constants.array(value)
         if data is None or (value.is_graph_input() and model.ir_version >= 4):

@@ -23,6 +23,9 @@ from onnxprune.passes.surp import Surp
 from onnxprune.recipe import canonical, options, parse
 
 
+ID_OPTIONS = "keep, flops, params, align, only, ignore, preserve_zeros"
+
+
 @dataclass(frozen=True)
 class Wordy:
     """A pass with a free text, as later passes have."""
@@ -88,11 +91,14 @@ def test_text(text: str, passes: list[Any]) -> None:
         ("surp(0.8)", "recipe step 'surp(0.8)': '0.8' is not of the form option=value"),
         ("surp(=1)", "recipe step 'surp(=1)': '=1' is not of the form option=value"),
         ("id(keep=1, keep=1)", "recipe step 'id(keep=1, keep=1)': option 'keep' is given twice"),
-        ("idd", "unknown pass 'idd': did you mean 'id'?; there are cleanup, fold_bn, id, surp"),
-        ("SURPP,id", "unknown pass 'SURPP'; there are cleanup, fold_bn, id, surp"),
-        ("quantize", "unknown pass 'quantize'; there are cleanup, fold_bn, id, surp"),
-        ("id(kep=1)", "id: unknown option 'kep': did you mean 'keep'?; it takes keep, flops, preserve_zeros"),
-        ("id(size=1)", "id: unknown option 'size'; it takes keep, flops, preserve_zeros"),
+        ("idd", "unknown pass 'idd': did you mean 'id'?; there are cleanup, filters, fold_bn, id, surp"),
+        ("SURPP,id", "unknown pass 'SURPP'; there are cleanup, filters, fold_bn, id, surp"),
+        ("quantize", "unknown pass 'quantize'; there are cleanup, filters, fold_bn, id, surp"),
+        (
+            "id(kep=1)",
+            "id: unknown option 'kep': did you mean 'keep'?; it takes keep, flops, params, align, only, ignore",
+        ),
+        ("id(size=1)", f"id: unknown option 'size'; it takes {ID_OPTIONS}"),
         ("cleanup(x=1)", "cleanup: unknown option 'x'; it takes none"),
         ("surp(sparsity=1)", "surp: sparsity=1.0 is not accepted; give a number in [0, 1)"),
         ("surp(sparsity=)", "surp: sparsity= is not accepted; give a number in [0, 1)"),
@@ -197,7 +203,7 @@ def test_targets_fill_what_names_no_size() -> None:
     ("text", "targets", "sentence"),
     [
         ("surp", [("flops", 0.5)], "--target flops=0.5: no pass of the recipe takes it; add a pass for it or drop"),
-        ("id", [("params", 0.5)], "--target params=0.5: no pass of the recipe takes it; add a pass for it or drop"),
+        ("id", [("bytes", 0.5)], "--target bytes=0.5: no pass of the recipe takes it; add a pass for it or drop"),
         ("id(keep=0.5)", [("flops", 0.5)], "--target flops=0.5: id names a size already; add a pass for it or drop"),
         ("id", [("flops", 0.5), ("keep", 0.5)], "--target keep=0.5: id names a size already; add a pass for it or"),
         ("cleanup", [("sparsity", 0.5)], "--target sparsity=0.5: no pass of the recipe takes it; add a pass for it"),

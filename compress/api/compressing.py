@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx_ir as ir
 
@@ -34,6 +35,12 @@ class Result:
     def met(self) -> bool:
         """Whether every target and gate was met."""
         return self.report.met
+
+    def to_graphsurgeon(self) -> Any:
+        """Return the model as an ``onnx_graphsurgeon.Graph`` (see ``onnxprune.graph.gs.from_gs`` for the way back)."""
+        from onnxprune.graph.gs import to_gs
+
+        return to_gs(self.model)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Result:
         """Write the model (checked, then renamed into place); return a result whose report names the file.

@@ -22,6 +22,7 @@ from onnxprune.errors import OnnxPruneError
 VERBS: dict[str, str] = {
     "demo": "train, export, compress and report on the embedded digits, in under two minutes",
     "apply": "run a recipe of passes on a model and judge the result against the original",
+    "plan": "what a recipe would touch, what not and why, before any work",
     "compare": "judge one model against another on the same examples",
     "evaluate": "accuracy, loss, per-class accuracy and latency of one model",
     "inspect": "layers, parameters, FLOPs and channel spaces of a model",

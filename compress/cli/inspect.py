@@ -35,12 +35,14 @@ def command(model: str, as_json: bool) -> None:
 def _inspect(path: str) -> dict[str, Any]:
     from onnxprune.graph import io, spaces
     from onnxprune.graph.cleanup import prepare
-    from onnxprune.graph.cost import measure
-    from onnxprune.graph.shapes import true_inputs
+    from onnxprune.graph.cost import example_shapes, measure
+    from onnxprune.graph.reach import reach
+    from onnxprune.graph.shapes import concrete_shapes, true_inputs
 
     model, facts = io.load(path), io.facts(path)
     prepared = prepare(model)
     cost, analysis = measure(prepared), spaces.analyse(prepared)
+    far = reach(analysis, concrete_shapes(prepared, example_shapes(prepared)))
 
     def value(item: Any) -> dict[str, Any]:
         dims = [size if isinstance(size, int) else str(size.value) for size in item.shape or ()]
@@ -60,12 +62,16 @@ def _inspect(path: str) -> dict[str, Any]:
             for name, n in cost.nodes.items()
         ],
         "unknown": dict(cost.unknown),
+        "prunable_share": far.prunable_share,
+        "lowest_macs_ratio": far.lowest,
+        "refused": dict(analysis.tracer.refused),
         "spaces": [
             {
                 "name": space.name,
                 "width": space.width,
                 "producers": [str(p.node.name) for p in space.producers],
                 "consumers": [str(c.node.name) for c in space.consumers],
+                "macs": far.governed.get(space.name),
                 "frozen": space.frozen,
             }
             for space in analysis.spaces
@@ -105,5 +111,11 @@ def _show(found: dict[str, Any], console: Console) -> None:
         verdict = "yes" if row["frozen"] is None else f"no: {row['frozen']}"
         spaces.add_row(row["name"], str(row["width"]), str(len(row["producers"])), str(len(row["consumers"])), verdict)
     console.print(spaces)
+    share, lowest = found["prunable_share"], found["lowest_macs_ratio"]
+    console.print(
+        f"\n{100 * share:.1f} % of the MACs are in nodes that can be cut, down to {100 * lowest:.1f} % of all"
+    )
+    for node, reason in found["refused"].items():
+        console.print(f"left alone: {node}: {reason}", style="dim", markup=False)
     for node, reason in found["unknown"].items():
         console.print(f"MACs of {node} are not counted: {reason}", markup=False)

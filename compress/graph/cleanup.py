@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph import constants
+from onnxprune.graph import constants, targets
 from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.names import free_name, node_names, value_names
 from onnxprune.graph.shapes import refresh_shapes
@@ -18,16 +18,39 @@ _QUANTIZATION = "quant_parameter_tensor_names"
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """Return a clone ready for surgery: constants lifted, nodes named, no initialiser used twice.
+    """Return a clone ready for surgery: constants lifted and folded, nodes named, no initialiser used twice.
 
-    Tensors are shared with the original, so the clone costs memory only for what is rewritten.
+    Tensors are shared with the original, so the clone costs memory only for what is rewritten. Folding shows
+    weights behind Transpose or Identity, and the pads and shapes that older exporters compute, as what they are.
     """
+    work = _lifted(model)
+    fold_constants(work)
+    unshare(work)
+    return work
+
+
+def _lifted(model: ir.Model) -> ir.Model:
+    """Return a clone with constants lifted and nodes named."""
     work = model.clone()
     work.meta.update(model.meta)
     constants.lift(work)
     name_nodes(work)
-    unshare(work)
     return work
+
+
+def fold_constants(work: ir.Model) -> int:
+    """Fold what depends on constants alone until nothing is left to fold, in place; return how many nodes went."""
+    total = 0
+    while constants.foldable(work):
+        refresh_shapes(work)
+        count = constants.fold(work)
+        total += count
+        written = targets.write_out(work)
+        if count or written:
+            remove_dead(work)
+        if not count and not written:
+            break
+    return total
 
 
 def finish(work: ir.Model) -> ir.Model:
@@ -145,13 +168,10 @@ def _is_identity(node: ir.Node, version: int) -> bool:
 
 def cleanup(model: ir.Model) -> tuple[ir.Model, dict[str, int]]:
     """Return an equal model without identities, constant computations and dead parts, and what went."""
-    work = prepare(model)
+    work = _lifted(model)
+    unshare(work)
     before = len(work.graph)
     identities = remove_identities(work)
-    refresh_shapes(work)
-    folded = 0
-    while step := constants.fold(work):
-        folded += step
-        refresh_shapes(work)
+    folded = fold_constants(work)
     finish(work)
     return work, {"identities": identities, "folded": folded, "nodes_removed": before - len(work.graph)}

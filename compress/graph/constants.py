@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,6 +17,8 @@ LISTED_BEFORE = 4
 _INPUTS = "onnxprune.inputs"
 # A folded tensor may exceed its inputs by this much before it is left as a computation (Expand, Tile, ...).
 _GROWTH_LIMIT = 1 << 16
+# Entries of a stored tensor read at once.
+_PIECE = 1 << 22
 _NEVER_FOLDED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike"}
     | {"RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -69,6 +73,28 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     """Return the values of an initialiser as an array, or None for anything else."""
     tensor = constant(value)
     return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def count_nonzero(tensor: ir.TensorProtocol) -> int:
+    """Count the non-zero entries of a tensor; one in a data file is read in pieces and never stands in memory."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.itemsize < 1:
+        return int(np.count_nonzero(np.asarray(tensor.numpy())))
+    dtype, left, found = tensor.dtype.numpy(), int(tensor.size), 0
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        while left:
+            piece = np.fromfile(file, dtype=dtype, count=min(left, _PIECE))
+            if not len(piece):
+                break
+            found += int(np.count_nonzero(piece))
+            left -= len(piece)
+    return found
+
+
+def release(tensor: ir.TensorProtocol | None) -> None:
+    """Let go of a data file's mapping; it is mapped anew when the tensor is read again."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
 
 
 def set_array(value: ir.Value, data: np.ndarray) -> None:
@@ -155,6 +181,14 @@ def list_initializers(model: ir.Model) -> None:
     order = [name for name in given if name in values]
     inputs.clear()
     inputs.extend(values[name] for name in dict.fromkeys([*order, *values]))
+
+
+def foldable(model: ir.Model) -> bool:
+    """Return whether a node might be folded: one that reads constants alone, or the shape of something."""
+    return any(
+        node.op_type == "Shape" or (node.inputs and all(v is None or constant(v) is not None for v in node.inputs))
+        for node in model.graph
+    )
 
 
 def fold(model: ir.Model) -> int:

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import constants
 from onnxprune.graph.constants import stored
 from onnxprune.graph.names import node_names
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
@@ -118,8 +118,7 @@ def _weights(node: ir.Node, seen: set[int]) -> tuple[int, int, int]:
         size += tensor.nbytes
         if position not in statistics:
             params += int(tensor.size)
-            data = np.asarray(tensor.numpy())
-            nonzero += int(np.count_nonzero(data))
+            nonzero += constants.count_nonzero(tensor)
     return params, nonzero, size
 
 

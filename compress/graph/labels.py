@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.rewrites import Rewrite
 from onnxprune.graph.shapes import Shapes
 
 Labels = np.ndarray | None
@@ -31,32 +32,28 @@ class Producer:
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """A linear node that sums over channels: axis ``axis`` of ``value`` meets ``weight_axis`` of ``weight``."""
+    """A linear node that sums over channels: axis ``axis`` of ``value`` meets ``weight_axis`` of ``weight``.
+
+    With several groups the weight's axis holds the places of one block, and ``value`` holds ``groups`` blocks.
+    """
 
     node: ir.Node
     value: ir.Value
     axis: int
     weight: ir.Value
     weight_axis: int
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Literal:
-    """Entry ``position`` of a stored shape that must equal the size of ``axis`` of ``value`` after a cut."""
+class Product:
+    """Channels that form a grid: ``fine`` labels of shape [f1, f2, ...] and the labels of every axis of the grid.
 
-    constant: ir.Value
-    position: int
-    value: ir.Value
-    axis: int
+    A position of the grid stays when its row and its column stay (see ``graph/factors.py``).
+    """
 
-
-@dataclass(frozen=True, eq=False)
-class GroupCount:
-    """A depthwise node whose ``group`` attribute must equal the size of ``axis`` of ``value`` after a cut."""
-
-    node: ir.Node
-    value: ir.Value
-    axis: int
+    fine: np.ndarray
+    factors: tuple[np.ndarray, ...]
 
 
 class Tracer:
@@ -72,8 +69,9 @@ class Tracer:
         self.refused: dict[str, str] = {}
         self.producers: list[Producer] = []
         self.consumers: list[Consumer] = []
-        self.literals: list[Literal] = []
-        self.groups: list[GroupCount] = []
+        self.rewrites: list[Rewrite] = []
+        self.products: list[Product] = []
+        self.opaque: list[tuple[np.ndarray, str]] = []
         self.count = 0
 
     def shape(self, value: ir.Value | None) -> tuple[int | None, ...] | None:
@@ -102,6 +100,17 @@ class Tracer:
         """Say that these channels cannot be cut, and why."""
         if labels is not None:
             self.frozen.append((labels, reason))
+
+    def hold(self, node: ir.Node, labels: Labels, reason: str) -> None:
+        """Freeze some channels at a node that hands on the others, and list the node with the reason."""
+        if labels is not None:
+            self.refused[str(node.name)] = reason
+            self.freeze(labels, f"'{node.name}': {reason}")
+
+    def mark_opaque(self, labels: Labels, reason: str) -> None:
+        """Say that these channels may be cut, but nothing can make up for them where this node reads them."""
+        if labels is not None:
+            self.opaque.append((labels, reason))
 
     def give(self, value: ir.Value, labels: Sequence[Labels]) -> None:
         """Set the labels of a computed value."""

@@ -6,7 +6,8 @@ import onnx_ir as ir
 
 from onnxprune.graph.attributes import int_attribute, ints_attribute
 from onnxprune.graph.constants import array
-from onnxprune.graph.labels import Labels, Literal, Rule, Tracer
+from onnxprune.graph.labels import Labels, Rule, Tracer
+from onnxprune.graph.rewrites import Entry
 
 # fmt: off
 _UNARY = (
@@ -48,9 +49,12 @@ def pass_through(tracer: Tracer, node: ir.Node) -> None:
 
 def pool(tracer: Tracer, node: ir.Node) -> None:
     """Pools treat every channel of axis 1 on its own and mix positions along the axes after it."""
-    if any(known is not None for known in tracer.axes(node.inputs[0])[2:]):
-        return tracer.refuse(node, "it slides over an axis that carries channels")
-    return pass_through(tracer, node)
+    labels = tracer.axes(node.inputs[0])
+    for known in labels[2:]:
+        tracer.hold(node, known, "it slides over an axis that carries channels")
+    for out in node.outputs:
+        if tracer.shape(out) is not None:
+            tracer.give(out, [*labels[:2], *[None] * (len(labels) - 2)])
 
 
 def resize(tracer: Tracer, node: ir.Node) -> None:
@@ -65,9 +69,26 @@ def resize(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, "its sizes are computed, read inside a body, or may be fed by the caller")
     pass_through(tracer, node)
     for axis in listed:
-        if tracer.axes(node.outputs[0])[axis] is not None:
-            tracer.literals.append(Literal(target, named.index(axis), node.outputs[0], axis))
+        known = tracer.axes(node.outputs[0])[axis]
+        if known is not None:
+            tracer.rewrites.append(Entry(target, named.index(axis), known))
     return None
+
+
+def shape(tracer: Tracer, node: ir.Node) -> None:
+    """Shape: channels whose count is really read stay; a reader may pick other sizes by stored indices."""
+    value, out = node.inputs[0], node.outputs[0]
+    labels = tracer.axes(value)
+    read = set(range(len(labels))[int_attribute(node, "start", 0) : int_attribute(node, "end", len(labels))])
+    offset = min(read, default=0)
+    readers = [use.node for use in out.uses()]
+    picks = [array(reader.inputs[1]) if reader.op_type == "Gather" else None for reader in readers]
+    if not out.is_graph_output() and all(pick is not None for pick in picks):
+        count = len(read)
+        read = {offset + int(i) % count for pick in picks if pick is not None for i in pick.flat}
+    for axis in sorted(read):
+        tracer.hold(node, labels[axis], "the size of its channel axis is read")
+    tracer.give(out, [None])
 
 
 def batch_norm(tracer: Tracer, node: ir.Node) -> None:
@@ -133,10 +154,11 @@ def reduce(tracer: Tracer, node: ir.Node) -> None:
     axes = _reduced(node, len(labels))
     if axes is None:
         return tracer.refuse(node, "its axes are computed")
-    if any(labels[axis] is not None for axis in axes):
-        return tracer.refuse(node, f"{node.op_type} over the channel axis mixes channels")
+    for axis in axes:
+        tracer.hold(node, labels[axis], f"{node.op_type} over the channel axis mixes channels")
     keep = int_attribute(node, "keepdims", 1)
-    tracer.give(out, [known for i, known in enumerate(labels) if keep or i not in axes])
+    left = [None if i in axes else known for i, known in enumerate(labels)]
+    tracer.give(out, [known for i, known in enumerate(left) if keep or i not in axes])
     return None
 
 
@@ -158,10 +180,9 @@ def along_axis(tracer: Tracer, node: ir.Node) -> None:
         axes = {int_attribute(node, "axis", -1) % len(labels)}
     else:
         axes = set(range(int_attribute(node, "axis", 1) % len(labels), len(labels)))
-    if any(labels[axis] is not None for axis in axes):
-        return tracer.refuse(node, f"{node.op_type} over the channel axis mixes channels")
+    for axis in axes:
+        tracer.hold(node, labels[axis], f"{node.op_type} over the channel axis mixes channels")
     tracer.give(node.outputs[0], labels)
-    return None
 
 
 RULES: dict[str, Rule] = {
@@ -170,6 +191,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_BROADCAST, broadcast),
     **{f"Reduce{kind}": reduce for kind in _REDUCTIONS},
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along_axis),
+    "Shape": shape,
     "BatchNormalization": batch_norm,
     "Resize": resize,
     "Upsample": pass_through,

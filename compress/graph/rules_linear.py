@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.attributes import int_attribute
-from onnxprune.graph.labels import Consumer, GroupCount, Labels, Producer, Rule, Tracer
+from onnxprune.graph.labels import Consumer, Labels, Producer, Rule, Tracer
+from onnxprune.graph.rewrites import IntAttribute
+
+_SLIDES = "it slides over an axis that carries channels"
 
 
 def _bias_ok(tracer: Tracer, bias: ir.Value | None) -> bool:
@@ -42,8 +46,8 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     shape, given = tracer.shape(weight), tracer.shape(value)
     assert shape is not None
-    if any(known is not None for known in tracer.axes(value)[2:]):
-        return tracer.refuse(node, "it slides over an axis that carries channels")
+    for known in tracer.axes(value)[2:]:
+        tracer.hold(node, known, _SLIDES)
     groups = int_attribute(node, "group", 1)
     inputs = tracer.axes(value)
     if groups == 1:
@@ -52,10 +56,10 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
     elif shape[1] == 1 and given is not None and given[1] == groups:
         labels = _depthwise(tracer, node, value, weight, groups)
     else:
-        return tracer.refuse(node, f"grouped convolution with {groups} groups")
+        labels = _grouped(tracer, node, value, weight, groups)
     if bias is not None and labels is not None:
         tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [inputs[0], labels, *inputs[2:]])
+    tracer.give(node.outputs[0], [inputs[0], labels, *[None] * (len(inputs) - 2)])
     return None
 
 
@@ -67,8 +71,27 @@ def _depthwise(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value,
         return None
     repeated = labels.repeat(shape[0] // groups)
     tracer.tie(weight, 0, repeated)
-    tracer.groups.append(GroupCount(node, value, 1))
+    tracer.rewrites.append(IntAttribute(node, "group", labels))
     return repeated
+
+
+def _grouped(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value, groups: int) -> Labels:
+    """A grouped convolution: W[O, I/g, k...]; every group loses the same places, on both sides.
+
+    The weight's axis 1 is read by all groups, so place j of every input block is one channel; equal blocks of
+    outputs follow from uniting place j of every output block.
+    """
+    labels = tracer.axes(value)[1]
+    if labels is not None:
+        blocks = labels.reshape(groups, -1)
+        tracer.unite(blocks.ravel(), np.tile(blocks[0], groups))
+        tracer.tie(weight, 1, blocks[0])
+        tracer.consumers.append(Consumer(node, value, 1, weight, 1, groups))
+    produced = _produce(tracer, node, weight, 0)
+    assert produced is not None
+    blocks = produced.reshape(groups, -1)
+    tracer.unite(blocks.ravel(), np.tile(blocks[0], groups))
+    return produced
 
 
 def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
@@ -78,15 +101,15 @@ def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
     if not tracer.stored(weight) or not _bias_ok(tracer, bias):
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     inputs = tracer.axes(value)
-    if any(known is not None for known in inputs[2:]):
-        return tracer.refuse(node, "it slides over an axis that carries channels")
+    for known in inputs[2:]:
+        tracer.hold(node, known, _SLIDES)
     if int_attribute(node, "group", 1) != 1:
         return tracer.refuse(node, "grouped transposed convolution")
     _consume(tracer, node, value, 1, weight, 0)
     labels = _produce(tracer, node, weight, 1)
     if bias is not None and labels is not None:
         tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [inputs[0], labels, *inputs[2:]])
+    tracer.give(node.outputs[0], [inputs[0], labels, *[None] * (len(inputs) - 2)])
     return None
 
 
@@ -116,9 +139,10 @@ def matmul(tracer: Tracer, node: ir.Node) -> None:
     assert left is not None and right is not None
     weight, value = (right, left) if tracer.stored(right) else (left, right)
     shape, given = tracer.shape(weight), tracer.shape(value)
-    if not tracer.stored(weight) or tracer.stored(value):
-        both = "stored" if tracer.stored(value) else "computed, shared with a body, or may be fed by the caller"
-        return tracer.refuse(node, f"both operands are {both}")
+    if tracer.stored(weight) and tracer.stored(value):
+        return tracer.refuse(node, "both operands are stored")
+    if not tracer.stored(weight):
+        return _product(tracer, node, left, right)
     if shape is None or given is None or len(shape) != 2 or len(given) < 2:
         return tracer.refuse(node, "its operands are not a stored matrix and a tensor of two axes or more")
     labels = list(tracer.axes(value))
@@ -129,6 +153,34 @@ def matmul(tracer: Tracer, node: ir.Node) -> None:
         _consume(tracer, node, value, len(given) - 2, weight, 1)
         labels[-2] = _produce(tracer, node, weight, 0)
     tracer.give(node.outputs[0], labels)
+    return None
+
+
+def _product(tracer: Tracer, node: ir.Node, left: ir.Value, right: ir.Value) -> None:
+    """MatMul of two computed tensors (attention): what is summed over is cut on both sides, the rest goes through."""
+    shapes = [tracer.shape(left) or (), tracer.shape(right) or ()]
+    if min(len(shape) for shape in shapes) < 2:
+        return tracer.refuse(node, "an operand is a vector")
+    a, b = list(tracer.axes(left)), list(tracer.axes(right))
+    if (a[-1] is None) != (b[-2] is None):
+        return tracer.refuse(node, "it sums over channels of which one operand's cannot be cut")
+    if a[-1] is not None and b[-2] is not None:
+        tracer.unite(a[-1], b[-2])
+        tracer.mark_opaque(a[-1], f"'{node.name}' multiplies them with other computed channels")
+    rank = max(len(shape) for shape in shapes)
+    batch: list[Labels] = []
+    for axis in range(-rank, -2):
+        known = []
+        for labels, shape in zip((a, b), shapes, strict=True):
+            if len(shape) >= -axis and shape[axis] != 1:
+                known.append(labels[axis])
+        labelled = [labels for labels in known if labels is not None]
+        if labelled and len(labelled) < len(known):
+            return tracer.refuse(node, "a batch axis carries channels of which one operand's cannot be cut")
+        for other in labelled[1:]:
+            tracer.unite(labelled[0], other)
+        batch.append(labelled[0] if labelled else None)
+    tracer.give(node.outputs[0], [*batch, a[-2], b[-1]])
     return None
 
 

@@ -1,7 +1,8 @@
-"""Label rules of operators that move axes about: reshapes, flattens, transposes, pads."""
+"""Label rules of operators that move axes about: reshapes, flattens, transposes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,14 +10,16 @@ import onnx_ir as ir
 
 from onnxprune.graph.attributes import int_attribute, ints_attribute
 from onnxprune.graph.constants import array
-from onnxprune.graph.labels import Labels, Literal, Rule, Tracer
+from onnxprune.graph.factors import join, part
+from onnxprune.graph.labels import Labels, Rule, Tracer
+from onnxprune.graph.rewrites import Entry
 
 # An axis with more positions than this (a batch flattened into its channels) is not worth its labels.
 _LONGEST = 1 << 24
 
 
 def reshape(tracer: Tracer, node: ir.Node) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze: axes that merge repeat the labels of the one that carries channels."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: axes are parted into common pieces and joined anew."""
     value, out = node.inputs[0], node.outputs[0]
     before, after = tracer.shape(value), tracer.shape(out)
     assert value is not None and after is not None
@@ -25,72 +28,51 @@ def reshape(tracer: Tracer, node: ir.Node) -> None:
         return tracer.give(out, [None] * len(after))
     if node.op_type == "Squeeze" and len(node.inputs) < 2 and "axes" not in node.attributes:
         return tracer.refuse(node, "it names no axes, so it would drop a channel axis that is cut to one channel")
-    groups = _groups(before, after)
-    if groups is None:
-        return tracer.refuse(node, "its sizes cannot be inferred")
-    result: list[Labels] = [None] * len(after)
-    for sources, targets in groups:
-        reason = _map_group(labels, before or (), sources, after, targets, result)
-        if reason is not None:
-            return tracer.refuse(node, reason)
+    atoms = _atoms(before, after)
+    if atoms is None:
+        return tracer.refuse(node, "its sizes cannot be inferred, or cross the axes that it parts")
+    pieces = [
+        piece
+        for known, sizes in zip(labels, atoms[0], strict=True)
+        for piece in ([None] * len(sizes) if known is None else part(tracer, known, sizes))
+    ]
+    result: list[Labels] = []
+    for sizes in atoms[1]:
+        taken, pieces = pieces[: len(sizes)], pieces[len(sizes) :]
+        if math.prod(sizes) > _LONGEST and any(known is not None for known in taken):
+            return tracer.refuse(node, f"it makes an axis of more than {_LONGEST:,} positions")
+        result.append(join(tracer, taken, sizes))
     reason = _literals(tracer, node, labels, result)
     if reason is not None:
         return tracer.refuse(node, reason)
     return tracer.give(out, result)
 
 
-def _groups(
+def _atoms(
     before: tuple[int | None, ...] | None, after: tuple[int | None, ...]
-) -> list[tuple[list[int], list[int]]] | None:
-    """Split two shapes into the shortest runs of axes with equal products, as (source axes, target axes)."""
+) -> tuple[list[list[int]], list[list[int]]] | None:
+    """Part the axes of both shapes into their common pieces; return the pieces per axis of either.
+
+    Row-major order means that [8, 6] to [4, 12] is [4, 2, 6] read in two ways. None where sizes are unknown or no
+    common pieces exist.
+    """
     if before is None or None in before or None in after:
         return None
-    left, right = [int(s or 0) for s in before], [int(s or 0) for s in after]
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(left) or j < len(right):
-        sources, targets = ([i], []) if i < len(left) else ([], [j])
-        i, j = (i + 1, j) if sources else (i, j + 1)
-        if sources and j < len(right):
-            targets, j = [j], j + 1
-        while math.prod(left[s] for s in sources) != math.prod(right[t] for t in targets):
-            smaller = math.prod(left[s] for s in sources) < math.prod(right[t] for t in targets)
-            if smaller and i < len(left):
-                sources.append(i)
-                i += 1
-            elif not smaller and j < len(right):
-                targets.append(j)
-                j += 1
-            else:
-                return None
-        groups.append((sources, targets))
-    return groups
-
-
-def _map_group(
-    labels: list[Labels],
-    before: tuple[int | None, ...],
-    sources: list[int],
-    after: tuple[int | None, ...],
-    targets: list[int],
-    result: list[Labels],
-) -> str | None:
-    """Hand the labels of one run of source axes to its target axes; return why that is impossible."""
-    carriers = [s for s in sources if labels[s] is not None]
-    if not carriers:
+    left, right = [int(size or 0) for size in before], [int(size or 0) for size in after]
+    if 0 in left or math.prod(left) != math.prod(right):
         return None
-    wide = [t for t in targets if after[t] != 1] or targets[:1]
-    if len(carriers) > 1 or len(wide) != 1:
-        return "it splits or joins channel axes"
-    carrier = carriers[0]
-    inner = math.prod(int(before[s] or 1) for s in sources if s > carrier)
-    outer = math.prod(int(before[s] or 1) for s in sources if s < carrier)
-    known = labels[carrier]
-    assert known is not None
-    if len(known) * inner * outer > _LONGEST:
-        return f"it makes an axis of more than {_LONGEST:,} positions"
-    result[wide[0]] = np.tile(known.repeat(inner), outer)
-    return None
+    ends = [list(np.cumprod([1, *sizes], dtype=object)) for sizes in (left, right)]
+    cuts = sorted(set(ends[0]) | set(ends[1]))
+    if any(second % first for first, second in itertools.pairwise(cuts)):
+        return None
+    found = []
+    for edges in ends:
+        pieces = []
+        for first, last in itertools.pairwise(edges):
+            inside = [cut for cut in cuts if first <= cut <= last]
+            pieces.append([int(b // a) for a, b in itertools.pairwise(inside)])
+        found.append(pieces)
+    return found[0], found[1]
 
 
 def _literals(tracer: Tracer, node: ir.Node, labels: list[Labels], result: list[Labels]) -> str | None:
@@ -110,8 +92,8 @@ def _literals(tracer: Tracer, node: ir.Node, labels: list[Labels], result: list[
             continue
         if not tracer.stored(target):
             return "its target shape is read inside a body, or is a graph output too"
-        found.append(Literal(target, axis, node.outputs[0], axis))
-    tracer.literals.extend(found)
+        found.append(Entry(target, axis, known))
+    tracer.rewrites.extend(found)
     return None
 
 
@@ -120,39 +102,6 @@ def transpose(tracer: Tracer, node: ir.Node) -> None:
     labels = tracer.axes(node.inputs[0])
     order = ints_attribute(node, "perm", list(range(len(labels)))[::-1])
     tracer.give(node.outputs[0], [labels[axis] for axis in order])
-
-
-def pad(tracer: Tracer, node: ir.Node) -> None:
-    """Pad over axes that carry no channels."""
-    labels = tracer.axes(node.inputs[0])
-    amounts = _pad_amounts(node, len(labels))
-    if amounts is None:
-        return tracer.refuse(node, "its pads are computed")
-    if any(known is not None and any(amounts[axis]) for axis, known in enumerate(labels)):
-        return tracer.refuse(node, "it pads the channel axis")
-    tracer.give(node.outputs[0], labels)
-    return None
-
-
-def _pad_amounts(node: ir.Node, rank: int) -> list[tuple[int, int]] | None:
-    """Return (begin, end) per axis."""
-    axes: list[int] = list(range(rank))
-    if "pads" in node.attributes or "paddings" in node.attributes:
-        flat = ints_attribute(node, "pads", ints_attribute(node, "paddings", []))
-    else:
-        given = array(node.inputs[1]) if len(node.inputs) > 1 else None
-        if given is None:
-            return None
-        flat = [int(item) for item in given.flat]
-        if len(node.inputs) > 3 and node.inputs[3] is not None:
-            chosen = array(node.inputs[3])
-            if chosen is None:
-                return None
-            axes = [int(axis) % rank for axis in chosen.flat]
-    amounts = [(0, 0)] * rank
-    for position, axis in enumerate(axes):
-        amounts[axis] = (flat[position], flat[position + len(axes)])
-    return amounts
 
 
 def flatten(tracer: Tracer, node: ir.Node) -> None:
@@ -168,5 +117,4 @@ RULES: dict[str, Rule] = {
     "Squeeze": reshape,
     "Unsqueeze": reshape,
     "Transpose": transpose,
-    "Pad": pad,
 }

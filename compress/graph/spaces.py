@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,28 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxprune.graph import rules_elementwise, rules_linear, rules_shape
-from onnxprune.graph.cost import lookup, node_macs
+from onnxprune.graph import (
+    factors,
+    rules_elementwise,
+    rules_join,
+    rules_linear,
+    rules_norm,
+    rules_recurrent,
+    rules_shape,
+)
+from onnxprune.graph.cost import lookup, measure, node_macs
+from onnxprune.graph.factors import Grid
 from onnxprune.graph.labels import Consumer, Labels, Producer, Rule, Tracer, trace
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 
-RULES: dict[str, Rule] = {**rules_linear.RULES, **rules_elementwise.RULES, **rules_shape.RULES}
+RULES: dict[str, Rule] = {
+    **rules_linear.RULES,
+    **rules_elementwise.RULES,
+    **rules_shape.RULES,
+    **rules_join.RULES,
+    **rules_norm.RULES,
+    **rules_recurrent.RULES,
+}
 # Symbolic sizes become these numbers during analysis: large primes do not meet a real size by accident.
 _PRIMES = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867)
 
@@ -47,6 +64,7 @@ class Analysis:
     model: ir.Model
     tracer: Tracer
     component: np.ndarray
+    grids: tuple[Grid, ...]
     spaces: tuple[ChannelSpace, ...]
 
     @property
@@ -72,18 +90,40 @@ class Analysis:
             if space.name in kept:
                 keep[space.channels] = False
                 keep[space.channels[np.asarray(kept[space.name], dtype=np.int64)]] = True
+        factors.propagate(self.grids, keep)
         return keep
+
+    def positions(self, space: ChannelSpace, labels: Labels) -> np.ndarray:
+        """Return, per position of a labelled axis, which channel of ``space`` it belongs to; -1 for none."""
+        count = int(self.component.max(initial=-1)) + 1
+        return np.asarray(factors.owners(self.grids, space.channels, count)[self.channels_of(labels)])
+
+    def opaque(self, space: ChannelSpace) -> str | None:
+        """Return where nothing can make up for channels of ``space`` that go, or None."""
+        for labels, reason in self.tracer.opaque:
+            if (self.positions(space, labels) >= 0).any():
+                return reason
+        return None
+
+    def is_grid(self, labels: Labels) -> bool:
+        """Return whether positions of a labelled axis belong to a grid, so that they follow its rows and columns."""
+        count = int(self.component.max(initial=-1)) + 1
+        return bool(factors.governed(self.grids, count)[self.channels_of(labels)].any())
 
 
 def analyse(model: ir.Model) -> Analysis:
     """Find the channel spaces of a prepared model (see ``cleanup.prepare``)."""
     tracer = trace(model, concrete_shapes(model, _analysis_inputs(model)), RULES)
     component = _components(tracer)
+    while factors.unite_implied(tracer, component):
+        component = _components(tracer)
+    grids = factors.grids(tracer, component)
     frozen: dict[int, str] = {}
     for labels, reason in tracer.frozen:
         for channel in np.unique(component[labels]):
             frozen.setdefault(int(channel), reason)
-    return Analysis(model, tracer, component, _spaces(tracer, component, frozen))
+    factors.freeze_conflicts(grids, frozen)
+    return Analysis(model, tracer, component, tuple(grids), _spaces(tracer, component, grids, frozen))
 
 
 def _analysis_inputs(model: ir.Model) -> dict[str, list[int]]:
@@ -115,8 +155,10 @@ def _components(tracer: Tracer) -> np.ndarray:
     return np.asarray(rank[inverse], dtype=np.int64)
 
 
-def _spaces(tracer: Tracer, component: np.ndarray, frozen: Mapping[int, str]) -> tuple[ChannelSpace, ...]:
-    """Group components that touch the same axes equally often."""
+def _spaces(
+    tracer: Tracer, component: np.ndarray, grids: Sequence[Grid], frozen: Mapping[int, str]
+) -> tuple[ChannelSpace, ...]:
+    """Group components that touch the same axes equally often; grid positions belong to their rows and columns."""
     count = int(component.max(initial=-1)) + 1
     signature = np.zeros(count, dtype=np.uint64)
     hashes = np.random.default_rng(0)
@@ -125,29 +167,35 @@ def _spaces(tracer: Tracer, component: np.ndarray, frozen: Mapping[int, str]) ->
             if labels is not None:
                 times = np.bincount(component[labels], minlength=count).astype(np.uint64)
                 signature += times * np.uint64(hashes.integers(1, 2**63))
+    factors.add_signatures(grids, signature)
+    governed = factors.governed(grids, count)
     groups: dict[tuple[int, str | None], list[int]] = {}
-    for channel in range(count):
-        groups.setdefault((int(signature[channel]), frozen.get(channel)), []).append(channel)
+    for channel in np.flatnonzero(~governed):
+        groups.setdefault((int(signature[channel]), frozen.get(int(channel))), []).append(int(channel))
     first_use = {id(p.node): i for i, p in enumerate(tracer.producers)}
     names: set[str] = set()
     spaces = []
     for (_, reason), channels in groups.items():
-        spaces.append(_space(tracer, component, np.array(channels), reason, names))
+        members = np.array(channels)
+        inside = factors.owners(grids, members, count) >= 0
+        spaces.append(_space(tracer, inside[component], members, reason, names))
     return tuple(
         sorted(spaces, key=lambda s: min((first_use[id(p.node)] for p in s.producers), default=len(first_use)))
     )
 
 
 def _space(
-    tracer: Tracer, component: np.ndarray, channels: np.ndarray, reason: str | None, names: set[str]
+    tracer: Tracer, inside: np.ndarray, channels: np.ndarray, reason: str | None, names: set[str]
 ) -> ChannelSpace:
+    """Build one space; ``inside`` says per label whether it belongs to it."""
+
     def touches(value: ir.Value, axis: int) -> bool:
         labels = tracer.labels[value][axis]
-        return labels is not None and bool(np.isin(component[labels], channels).any())
+        return labels is not None and bool(inside[labels].any())
 
     producers = tuple(p for p in tracer.producers if touches(p.weight, p.axis))
     consumers = tuple(c for c in tracer.consumers if touches(c.weight, c.weight_axis))
-    stem = str(producers[0].node.name) if producers else "?"
+    stem = str(producers[0].node.name) if producers else f"{consumers[0].node.name}:in" if consumers else "?"
     name, count = stem, 1
     while name in names:
         count += 1
@@ -180,3 +228,33 @@ def predicted_macs(analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequen
 def total_macs(model: ir.Model, shapes: Shapes) -> int:
     """Return the MACs of the main graph under the given shapes; a node with unknown sizes counts none."""
     return sum(node_macs(node, lookup(shapes)) or 0 for node in model.graph)
+
+
+def parameter_counter(analysis: Analysis) -> Callable[[Mapping[str, Sequence[int] | np.ndarray]], int]:
+    """Return a function from kept channels to the model's parameters after cutting."""
+    full = measure(analysis.model).params
+    stored = [
+        (value.const_value.shape.numpy(), axes)
+        for value, axes in analysis.tracer.labels.items()
+        if value.is_initializer() and value.const_value is not None and _counts_as_parameter(value)
+    ]
+
+    def count(kept: Mapping[str, Sequence[int] | np.ndarray]) -> int:
+        keep = analysis.keep_mask(kept)
+        gone = 0
+        for before, axes in stored:
+            after = [
+                size if labels is None else int(keep[analysis.component[labels]].sum())
+                for size, labels in zip(before, axes, strict=True)
+            ]
+            gone += math.prod(before) - math.prod(after)
+        return full - gone
+
+    return count
+
+
+def _counts_as_parameter(value: ir.Value) -> bool:
+    """Statistics of BatchNormalization and stored shapes are no parameters."""
+    if value.dtype is None or not value.dtype.is_floating_point():
+        return False
+    return not any(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in value.uses())

@@ -13,6 +13,9 @@ from onnxprune.graph import constants
 from onnxprune.graph.labels import Consumer
 from onnxprune.graph.spaces import Analysis
 
+# Weights converted to float64 at once.
+_BLOCK = 1 << 22
+
 
 def cut(analysis: Analysis, kept: Mapping[str, Sequence[int] | np.ndarray]) -> None:
     """Cut every named space down to its kept channel indices, in place (methods: slicing all members with one I).
@@ -36,22 +39,11 @@ def cut(analysis: Analysis, kept: Mapping[str, Sequence[int] | np.ndarray]) -> N
             if not mask.any():
                 raise BackendError(f"cutting would leave '{value.name}' without a single channel")
             data = np.compress(mask, data, axis=axis)
+        old = value.const_value
         constants.set_array(value, data)
-    for literal in tracer.literals:
-        sizes = constants.array(literal.constant)
-        assert sizes is not None
-        changed = sizes.copy()
-        changed[literal.position] = _size(analysis, literal.value, literal.axis, keep)
-        if not np.array_equal(changed, sizes):
-            constants.set_array(literal.constant, changed)
-    for group in tracer.groups:
-        count = _size(analysis, group.value, group.axis, keep)
-        group.node.attributes["group"] = ir.AttrInt64("group", count)
-
-
-def _size(analysis: Analysis, value: ir.Value, axis: int, keep: np.ndarray) -> int:
-    labels = analysis.tracer.labels[value][axis]
-    return int(keep[analysis.channels_of(labels)].sum())
+        constants.release(old)
+    for rewrite in tracer.rewrites:
+        rewrite.apply(lambda labels: keep[analysis.component[labels]])
 
 
 @dataclass(frozen=True)
@@ -96,10 +88,27 @@ def set_weight_rows(consumer: Consumer, shape: Layout, rows: np.ndarray) -> None
     constants.set_array(consumer.weight, np.moveaxis(joined, -1, consumer.weight_axis))
 
 
-def axis_norms(weight: ir.Value, axis: int) -> np.ndarray:
-    """Return the L2 norm of a weight's slice at every position of ``axis``."""
+def axis_norms(weight: ir.Value, axis: int, order: int = 2) -> np.ndarray:
+    """Return the norm (L2, or L1 with ``order`` 1) of a weight's slice at every position of ``axis``."""
     data = constants.array(weight)
     assert data is not None
-    return np.asarray(
-        np.linalg.norm(np.moveaxis(data.astype(np.float64), axis, 0).reshape(data.shape[axis], -1), axis=1)
-    )
+    rows = np.moveaxis(data, axis, 0)
+    # In blocks: a large weight must not stand in memory a second time as float64.
+    step = max(1, _BLOCK // max(1, rows[0].size))
+    norms = [
+        np.linalg.norm(rows[start : start + step].astype(np.float64).reshape(-1, rows[0].size), ord=order, axis=1)
+        for start in range(0, len(rows), step)
+    ]
+    del data, rows
+    constants.release(weight.const_value)
+    return np.concatenate(norms)
+
+
+def kept_outputs(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return, for every producer of a space that is cut, which of its own outputs stay."""
+    keep = analysis.keep_mask(kept)
+    producers = {id(p): p for space in analysis.spaces if space.name in kept for p in space.producers}
+    return {
+        str(p.node.name): np.flatnonzero(keep[analysis.channels_of(analysis.tracer.labels[p.weight][p.axis])])
+        for p in producers.values()
+    }

@@ -207,3 +207,24 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
 
 def _metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_plan_says_what_would_be_cut_and_writes_nothing(cli, conv_net_path: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    done = cli("plan", "cleanup,surp,id(flops=0.5)", "--in", conv_net_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    cleanup, surp, cut = json.loads(done.stdout)
+    assert cleanup["rows"] == []
+    assert [row["tensor"] for row in surp["rows"]] == ["c1.w", "c2.w", "g1.w", "g2.w"]
+    assert [row["space"] for row in cut["rows"]] == ["conv1", "conv2", "fc1"]
+    assert all(1 <= row["planned"] < row["width"] for row in cut["rows"])
+    assert cut["skipped"] == {"fc2": "graph output 'logits'"}
+    assert "reachable: " in cli("plan", "filters", "--in", conv_net_path, "--target", "flops=0.7").stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plan_is_what_apply_does(apply, cli, conv_net_path: Path) -> None:
+    planned = json.loads(cli("plan", "filters(flops=0.6)", "--in", conv_net_path, "--json").stdout)[0]["rows"]
+    _, report = apply("filters(flops=0.6)")
+    done = {row["space"]: row["kept"] for row in report["steps"][0]["numbers"]["layers"]}
+    assert {row["space"]: row["planned"] for row in planned} == done

@@ -138,6 +138,39 @@ def mask(analysis: spaces.Analysis, kept: Mapping[str, np.ndarray]) -> None:
         staying = keep[analysis.channels_of(labels)]
         shape = [-1 if axis == consumer.weight_axis else 1 for axis in range(data.ndim)]
         constants.set_array(consumer.weight, np.where(staying.reshape(shape), data, np.zeros(1, data.dtype)))
+    for node in list(analysis.model.graph):
+        if node.op_type == "MatMul":
+            _mask_product(analysis, node, keep)
+        elif node.op_type in ("LSTM", "GRU", "RNN"):
+            _mask_recurrence(analysis, node.inputs[2], keep)
+
+
+def _mask_product(analysis: spaces.Analysis, node: ir.Node, keep: np.ndarray) -> None:
+    """Multiply what a product of two computed tensors sums over by 0 and 1."""
+    left, right = node.inputs
+    assert left is not None and right is not None
+    labels = analysis.tracer.axes(left)[-1]
+    if labels is None or left.is_initializer() or right.is_initializer():
+        return
+    graph = analysis.model.graph
+    kind = left.dtype or analysis.model.graph.inputs[0].dtype
+    assert kind is not None
+    staying = keep[analysis.channels_of(labels)].astype(kind.numpy())
+    factor = constants.add_array(graph, f"{node.name}/mask", staying, kind)
+    masked = ir.Node("", "Mul", [left, factor], name=f"{node.name}/masked")
+    masked.outputs[0].name = f"{node.name}/masked"
+    graph.insert_before(node, masked)
+    node.replace_input_with(0, masked.outputs[0])
+
+
+def _mask_recurrence(analysis: spaces.Analysis, weight: ir.Value | None, keep: np.ndarray) -> None:
+    """Zero what dropped hidden units give back to the recurrence."""
+    labels = analysis.tracer.axes(weight)
+    if weight is None or not labels or labels[2] is None:
+        return
+    data = constants.array(weight)
+    assert data is not None
+    constants.set_array(weight, np.where(keep[analysis.channels_of(labels[2])], data, np.zeros(1, data.dtype)))
 
 
 @pytest.fixture

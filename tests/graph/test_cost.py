@@ -268,4 +268,6 @@ def test_known_models(shared_data: Any, name: str, macs: int, params: int | None
         assert params is None or found.params == params
         assert nonzero is None or found.nonzero == nonzero
         assert found.unknown == {}
-    assert (before.params, before.nonzero, before.bytes) == (after.params, after.nonzero, after.bytes)
+    assert (before.params, before.nonzero) == (after.params, after.nonzero)
+    # The old exporter computes pads from stored numbers; folded, only the pads are stored.
+    assert abs(before.bytes - after.bytes) <= 1024

@@ -153,12 +153,14 @@ def refusal(n: Any, case: str) -> tuple[onnx.ModelProto, str]:
             "no Conv, ConvTranspose or Gemm is in front of it"
         )
     if case == "computed weight":
-        value = n.op("Conv", "x", n.op("Tanh", weight), name="c")
+        # Scaled by something that depends on the input: what depends on constants alone is folded beforehand.
+        some = n.op("ReduceMean", "x", keepdims=0)
+        value = n.op("Conv", "x", n.op("Mul", weight, some), name="c")
         out = n.op("BatchNormalization", value, *parameters, name="b")
         return image(n, out), "the weight or bias of 'c' is computed, not stored"
     value = n.op("Conv", "x", weight, name="c")
     if case == "computed parameters":
-        parameters[0] = n.op("Abs", parameters[0])
+        parameters[0] = n.op("Mul", parameters[0], n.op("ReduceMean", "x", keepdims=0))
     out = n.op("BatchNormalization", value, *parameters, name="b")
     if case == "computed parameters":
         return image(n, out), "its parameters are computed, not stored"

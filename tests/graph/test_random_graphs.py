@@ -1,4 +1,4 @@
-"""Properties of random chains and residual graphs: neutral tidying, cuts that equal masks, one result per input."""
+"""Properties of random graphs of every kind of joint: neutral tidying, cuts that equal masks, one result per input."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Grower:
     def __init__(self, n: Any, draw: Callable[..., Any]) -> None:
         self.n, self.draw = n, draw
         self.value, self.channels, self.side = "x", 3, 8
+        self.extra: list[tuple[str, int]] = []
+        self.inputs: dict[str, list[int | str]] = {"x": ["N", 3, 8, 8]}
 
     def width(self) -> int:
         return int(self.draw(st.integers(1, 6)))
@@ -97,6 +99,106 @@ class Grower:
         gate = self.n.op("Conv", pooled, self.n.weight(self.channels, self.channels, 1, 1))
         self.value = self.n.op("Mul", self.n.op("Sigmoid", gate), self.value)
 
+    def join(self) -> None:
+        """Two branches, or a layer beside what it reads, are joined."""
+        start, channels = self.value, self.channels
+        self.conv()
+        if self.draw(st.booleans()):
+            left, width, (self.value, self.channels) = self.value, self.channels, (start, channels)
+            self.conv()
+            start, channels = left, width
+        parts = [start, self.value] if self.draw(st.booleans()) else [self.value, start]
+        self.value, self.channels = self.n.op("Concat", *parts, axis=1), self.channels + channels
+
+    def cut_in_two(self) -> None:
+        """Two parts: one goes on alone, both are joined in the other order, or halves gate each other."""
+        kind = self.draw(st.sampled_from(["one", "turned", "gate"]))
+        if kind == "gate":
+            self.channels, before = 2 * self.width(), self.channels
+            self.value = self.n.op("Conv", self.value, self.n.weight(self.channels, before, 1, 1))
+        if self.channels < 2:
+            return
+        first = self.channels // 2 if kind == "gate" else self.draw(st.integers(1, self.channels - 1))
+        sizes = [first, self.channels - first]
+        if self.n.opset >= 13:
+            left, right = self.n.op("Split", self.value, self.n.ints(*sizes), axis=1, outputs=2)
+        else:
+            left, right = self.n.op("Split", self.value, split=sizes, axis=1, outputs=2)
+        if kind == "turned":
+            self.value = self.n.op("Concat", right, left, axis=1)
+        elif kind == "gate":
+            self.value, self.channels = self.n.op("Mul", left, self.n.op("Sigmoid", right)), first
+        else:
+            self.extra.append((right, sizes[1]))
+            self.value, self.channels = left, first
+
+    def stretch(self) -> None:
+        """A slice of the channels, by bounds counted from either end, beside other readers."""
+        first = self.draw(st.integers(0, self.channels - 1))
+        last = self.draw(st.integers(first + 1, self.channels))
+        self.extra.append((self.value, self.channels))
+        bounds = [first - self.draw(st.sampled_from([0, self.channels])), 2**31 - 1 if last == self.channels else last]
+        if self.n.opset >= 10:
+            self.value = self.n.op("Slice", self.value, *(self.n.ints(i) for i in (*bounds, 1)))
+        else:
+            self.value = self.n.op("Slice", self.value, starts=bounds[:1], ends=bounds[1:], axes=[1])
+        self.channels = last - first
+
+    def picked(self) -> None:
+        chosen = self.draw(st.lists(st.integers(-self.channels, self.channels - 1), min_size=1, max_size=8))
+        self.value = self.n.op("Gather", self.value, self.n.ints(*chosen), axis=1)
+        self.channels = len(chosen)
+
+    def padded(self) -> None:
+        """The shortcut of early residual nets: channels of nothing, then a sum with a layer's."""
+        before, after = self.draw(st.integers(0, 2)), self.draw(st.integers(0, 2))
+        pads = [0, before, 0, 0, 0, after, 0, 0]
+        start = self.value
+        as_input = self.n.opset >= 11
+        wide = self.n.op("Pad", start, self.n.ints(*pads)) if as_input else self.n.op("Pad", start, pads=pads)
+        weight = self.n.weight(self.channels + before + after, self.channels, 1, 1)
+        self.channels += before + after
+        self.value = self.n.op("Add", wide, self.n.op("Conv", start, weight)) if self.draw(st.booleans()) else wide
+
+    def grouped(self) -> None:
+        groups = self.draw(st.sampled_from([g for g in range(1, 7) if self.channels % g == 0]))
+        outs = groups * self.draw(st.integers(1, 3))
+        weight = self.n.weight(outs, self.channels // groups, 3, 3)
+        self.value = self.n.op("Conv", self.value, weight, self.n.weight(outs), pads=[1] * 4, group=groups)
+        self.channels = outs
+
+    def shuffle(self) -> None:
+        groups = self.draw(st.sampled_from([g for g in range(1, 7) if self.channels % g == 0]))
+        grid = self.n.ints(0, groups, self.channels // groups, self.side, self.side)
+        value = self.n.op("Transpose", self.n.op("Reshape", self.value, grid), perm=[0, 2, 1, 3, 4])
+        self.value = self.n.op("Reshape", value, self.n.ints(0, self.channels, self.side, self.side))
+
+    def instance(self) -> None:
+        parameters = self.n.positive(self.channels), self.n.weight(self.channels)
+        self.value = self.n.op("InstanceNormalization", self.value, *parameters, epsilon=1e-2)
+
+    def to_depth(self) -> None:
+        if self.side >= 4 and self.channels <= 6:
+            self.value = self.n.op("SpaceToDepth", self.value, blocksize=2)
+            self.side, self.channels = self.side // 2, self.channels * 4
+
+    def second_input(self) -> None:
+        """Another input, projected and added."""
+        if self.side == 8:
+            weight = self.n.weight(self.channels, 2, 1, 1)
+            self.value = self.n.op("Add", self.value, self.n.op("Conv", "y", weight))
+            self.inputs["y"] = ["N", 2, 8, 8]
+
+    def others(self) -> list[str]:
+        """Further outputs: of some parts that nothing else read a mean over positions, as they are or projected."""
+        found = []
+        for value, channels in self.extra[-2:]:
+            pooled = self.n.op("Flatten", self.n.op("GlobalAveragePool", value))
+            if self.draw(st.booleans()):
+                pooled = self.n.op("MatMul", pooled, self.n.weight(channels, 3))
+            found.append(pooled)
+        return found
+
     def end(self) -> str:
         size = self.channels * self.side**2
         flat = self.draw(st.sampled_from(["flatten", "reshape", "reduce", "transpose"]))
@@ -110,7 +212,9 @@ class Grower:
             moved = self.n.op("Transpose", self.value, perm=[0, 2, 3, 1])
             self.value = self.n.op("Reshape", moved, self.n.ints(-1, size))
         else:
-            self.value = self.n.op("ReduceMean", self.value, self.n.ints(2, 3), keepdims=0)
+            axes = [self.n.ints(2, 3)] if self.n.opset >= 18 else []
+            named = {} if axes else {"axes": [2, 3]}
+            self.value = self.n.op("ReduceMean", self.value, *axes, keepdims=0, **named)
             size = self.channels
         hidden = self.width()
         first = self.n.op("Gemm", self.value, self.n.weight(hidden, size), self.n.weight(hidden), transB=1)
@@ -120,18 +224,28 @@ class Grower:
 
 STEPS = [
     Grower.conv, Grower.transposed, Grower.depthwise, Grower.norm, Grower.activation, Grower.slope, Grower.constant,
-    Grower.pool, Grower.reshuffle, Grower.shared, Grower.residual, Grower.gate,
+    Grower.pool, Grower.reshuffle, Grower.shared, Grower.residual, Grower.gate, Grower.join,
+    Grower.cut_in_two, Grower.stretch, Grower.picked, Grower.padded, Grower.grouped, Grower.shuffle, Grower.instance,
+    Grower.to_depth, Grower.second_input,
 ]  # fmt: skip
 
 
 def grow(net: Any, draw: Callable[..., Any]) -> onnx.ModelProto:
-    opset, ir_version = draw(st.sampled_from([(18, 8), (20, 9), (23, 11)]))
-    grower = Grower(net(draw(st.integers(0, 1000)), opset=opset, ir_version=ir_version), draw)
+    versions = [(9, 4), (11, 6), (12, 7), (13, 7), (16, 8), (18, 8), (20, 9), (21, 10), (23, 11)]
+    opset, ir_version = draw(st.sampled_from(versions))
+    # ONNX Runtime has kernels for half precision on the CPU where it casts; a few operators of old opsets lack them.
+    dtype = draw(st.sampled_from([np.float32, np.float32, np.float32, np.float16])) if opset >= 13 else np.float32
+    grower = Grower(net(draw(st.integers(0, 1000)), opset=opset, ir_version=ir_version, dtype=dtype), draw)
     grower.conv()
     for step in draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=7)):
         step(grower)
-    model: onnx.ModelProto = grower.n.model({"x": ["N", 3, 8, 8]}, grower.end())
+    others = grower.others()
+    model: onnx.ModelProto = grower.n.model(grower.inputs, grower.end(), *others)
     return model
+
+
+def tolerance_of(model: onnx.ModelProto) -> float:
+    return 5e-2 if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 else 1e-4
 
 
 def rewritten(model: onnx.ModelProto, kept: dict[str, np.ndarray]) -> bytes:
@@ -149,8 +263,9 @@ def check(net: Any, run_model: Any, feeds: Any, cut_equals_masked: Any, data: An
         result = ir.serde.serialize_model(work)
         onnx.checker.check_model(result, full_check=True)
         for name, got in run_model(result, inputs).items():
-            np.testing.assert_allclose(got, want[name], rtol=1e-4, atol=1e-4)
-    widths = cut_equals_masked(model, seed=data.draw(st.integers(0, 1000)))
+            close = tolerance_of(model)
+            np.testing.assert_allclose(got, want[name], rtol=close, atol=close)
+    widths = cut_equals_masked(model, seed=data.draw(st.integers(0, 1000)), tolerance=tolerance_of(model))
     kept = {name: np.arange((width + 1) // 2) for name, width in widths.items()}
     assert rewritten(model, kept) == rewritten(model, kept)
 

@@ -35,8 +35,12 @@ def refused(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, int]]:
 
 
 def grouped(n: Any) -> Case:
-    value = n.op("Conv", conv(n), n.weight(6, 3, 3, 3), group=2, name="g")
-    return image(n, head(n, value)), {"g": "grouped convolution with 2 groups"}
+    """Groups need weights of the node's own, as any convolution does."""
+    value = n.op("Conv", "x", n.weight(3, 1, 3, 3), group=3, name="d")
+    value = n.op("Conv", conv(n, value), n.op("Tanh", n.weight(6, 3, 3, 3, name="fed")), group=2, name="g")
+    model = image(n, head(n, value))
+    model.graph.input.append(helper.make_tensor_value_info("fed", TensorProto.FLOAT, [6, 3, 3, 3]))
+    return model, {"g": "its weight or bias is computed, shared with a body, or may be fed by the caller"}
 
 
 def grouped_transposed(n: Any) -> Case:
@@ -45,9 +49,10 @@ def grouped_transposed(n: Any) -> Case:
 
 
 def computed_weight(n: Any) -> Case:
-    weight = n.op("Tanh", n.weight(4, 6, 3, 3), name="t")
+    weight = n.op("Tanh", "k", name="t")
     reason = "its weight or bias is computed, shared with a body, or may be fed by the caller"
-    return image(n, head(n, n.op("Conv", conv(n), weight, name="g"), 4)), {"g": reason}
+    out = head(n, n.op("Conv", conv(n), weight, name="g"), 4)
+    return n.model({"x": ["N", 3, 8, 8], "k": [4, 6, 3, 3]}, out), {"g": reason}
 
 
 def fed_weight(n: Any) -> Case:
@@ -98,14 +103,13 @@ def gemm_rows_are_channels(n: Any) -> Case:
 
 def both_computed(n: Any) -> Case:
     value = n.op("Reshape", conv(n), n.ints(0, 6, 64))
-    out = n.op("MatMul", value, n.op("Transpose", value, perm=[0, 2, 1]), name="g")
-    reason = "both operands are computed, shared with a body, or may be fed by the caller"
-    return image(n, out), {"g": reason}
+    out = n.op("MatMul", n.op("Transpose", value, perm=[0, 2, 1]), n.op("Reshape", "x", n.ints(0, 6, 32)), name="g")
+    return image(n, out), {"g": "it sums over channels of which one operand's cannot be cut"}
 
 
 def both_stored(n: Any) -> Case:
     product = n.op("MatMul", n.weight(5, 6), n.weight(6, 4), name="g")
-    return image(n, n.op("Add", product, n.op("ReduceMean", "x"))), {"g": "both operands are stored"}
+    return image(n, product, n.op("ReduceMean", "x")), {"g": "both operands are stored"}
 
 
 def stack_of_matrices(n: Any) -> Case:
@@ -117,10 +121,7 @@ def stack_of_matrices(n: Any) -> Case:
 def no_rule(op_type: str, **attributes: Any) -> Callable[[Any], Case]:
     def build(n: Any) -> Case:
         value = conv(n)
-        inputs = {"Concat": [value, value], "InstanceNormalization": [value, n.weight(6), n.weight(6)]}.get(
-            op_type, [value]
-        )
-        result = n.op(op_type, *inputs, name="g", **attributes)
+        result = n.op(op_type, value, name="g", **attributes)
         return image(n, n.op("Cast", result, to=1)), {"g": f"operator {op_type} has no rule for cutting channels"}
 
     build.__name__ = f"no_rule_{op_type}"
@@ -220,27 +221,56 @@ def resize_channels(n: Any) -> Case:
 
 def resize_to_computed_sizes(n: Any) -> Case:
     value = conv(n)
-    value = n.op("Resize", value, "", "", n.op("Shape", "x2", name="s"), mode="nearest", name="g")
-    model = n.model({"x": [1, 3, 8, 8], "x2": [1, 6, 16, 16]}, head(n, value))
+    value = n.op("Resize", value, "", "", n.const(np.array([1, 6, 16, 16]), name="fed"), mode="nearest", name="g")
+    model = n.model({"x": [1, 3, 8, 8]}, head(n, value))
+    model.graph.input.append(helper.make_tensor_value_info("fed", TensorProto.INT64, [4]))
     return model, {"g": "its sizes are computed, read inside a body, or may be fed by the caller"}
 
 
 def pad_channels(n: Any) -> Case:
-    return image(n, n.op("Pad", conv(n), n.ints(0, 1, 0, 0, 0, 0, 0, 0), name="g")), {"g": "it pads the channel axis"}
+    value = n.op("Pad", conv(n), n.ints(0, 1, 0, 0, 0, 0, 0, 0), mode="reflect", name="g")
+    return image(n, value), {"g": "it pads the channel axis with other channels, or crops it"}
 
 
 def split_channels(n: Any) -> Case:
-    """A channel shuffle splits the channel axis into groups."""
-    value = n.op("Reshape", conv(n), n.ints(0, 2, 3, 8, 8), name="g")
-    value = n.op("Transpose", value, perm=[0, 2, 1, 3, 4])
-    return image(n, head(n, n.op("Reshape", value, n.ints(0, 6, 8, 8)))), {"g": "it splits or joins channel axes"}
+    """A reshape that cuts across channels and positions parts no channel axis."""
+    value = n.op("Reshape", conv(n), n.ints(0, 4, 96), name="g")
+    return image(n, value), {"g": "its sizes cannot be inferred, or cross the axes that it parts"}
+
+
+def size_is_read(n: Any) -> Case:
+    value = conv(n)
+    count = n.op("Cast", n.op("Shape", value, name="g"), to=TensorProto.FLOAT)
+    return image(n, n.op("ReduceMax", count), head(n, value)), {"g": "the size of its channel axis is read"}
+
+
+def joined_with_the_input(n: Any) -> Case:
+    value = n.op("Concat", conv(n, outs=3), "x", axis=2, name="g")
+    return image(n, head(n, value, 3)), {"g": "it joins them with 'x', whose channels cannot be cut"}
+
+
+def depth_of_channels_elsewhere(n: Any) -> Case:
+    value = n.op("DepthToSpace", n.op("Transpose", conv(n, outs=8), perm=[0, 2, 3, 1]), blocksize=2, name="g")
+    return image(n, value), {"g": "DepthToSpace moves an axis that carries channels"}
+
+
+def local_response(n: Any) -> Case:
+    return image(n, n.op("LRN", conv(n), size=3, name="g")), {"g": "LRN over the channel axis mixes channels"}
+
+
+def instance_of_positions(n: Any) -> Case:
+    value = n.op("Transpose", conv(n), perm=[0, 2, 3, 1])
+    value = n.op("InstanceNormalization", value, n.weight(8), n.weight(8), name="g")
+    return image(n, value), {"g": "InstanceNormalization over the channel axis mixes channels"}
 
 
 def computed_target(n: Any) -> Case:
     value = conv(n)
-    target = n.op("Concat", n.op("Gather", n.op("Shape", "x"), n.ints(0)), n.ints(384), axis=0)
+    target = n.const(np.array([-1, 384]), name="fed")
     out = n.op("Gemm", n.op("Reshape", value, target, name="g"), n.weight(384, 5), n.weight(5))
-    return image(n, out), {"g": "its target shape is computed, or may be fed by the caller"}
+    model = image(n, out)
+    model.graph.input.append(helper.make_tensor_value_info("fed", TensorProto.INT64, [2]))
+    return model, {"g": "its target shape is computed, or may be fed by the caller"}
 
 
 def copied_size(n: Any) -> Case:
@@ -266,8 +296,8 @@ CASES: list[Callable[[Any], Case]] = [
     training_norm_alone, add_of_the_input, add_of_a_fed_constant, reduce_channels, reduce_everything,
     reduce_by_an_empty_list, reduce_by_computed_axes, softmax_of_channels, resize_channels,
     resize_to_computed_sizes, pad_channels, split_channels, computed_target, copied_size, squeeze_everything,
-    no_rule("Concat", axis=1), no_rule("Shape"), no_rule("ArgMax", axis=1), no_rule("DepthToSpace", blocksize=1),
-    no_rule("LRN", size=3), no_rule("InstanceNormalization"),
+    size_is_read, no_rule("ArgMax", axis=1), no_rule("Size"), joined_with_the_input,
+    depth_of_channels_elsewhere, local_response, instance_of_positions,
 ]  # fmt: skip
 
 

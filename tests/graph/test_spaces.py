@@ -82,7 +82,7 @@ def test_depthwise_multiplier_repeats_each_channel(net: Any) -> None:
     analysis = analysed(n.model({"x": ["N", 3, 4, 4]}, conv(n, value, 8, 5, "b")))
     (consumer,) = analysis.prunable[0].consumers
     assert surgery.layout(analysis, consumer) == surgery.Layout(1, pytest.approx([0, 1, 2, 3]), 2)
-    assert len(analysis.tracer.groups) == 1
+    assert len(analysis.tracer.rewrites) == 1
 
 
 def test_irregular_order_has_no_layout(net: Any) -> None:

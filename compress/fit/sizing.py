@@ -1,0 +1,158 @@
+"""From a size option (keep, flops, params) to a number of channels per space, exactly and before any cut."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contract import Context, Plan
+from onnxprune.errors import OptionError
+from onnxprune.fit.allocate import Widths, fraction_widths, ranked_widths, uniform_widths
+from onnxprune.graph import spaces
+from onnxprune.graph.cost import example_shapes, measure
+from onnxprune.graph.reach import reach
+from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.graph.spaces import Analysis, ChannelSpace
+
+SIZES = ("keep", "flops", "params")
+# Narrower spaces gain nothing from whole blocks.
+_WIDE = 64
+
+
+def check_one_size(item: Any) -> None:
+    """Refuse a pass that was given two sizes.
+
+    Raises:
+        OptionError: More than one of keep, flops and params is given.
+    """
+    given = [name for name in SIZES if getattr(item, name, None) is not None]
+    if len(given) > 1:
+        raise OptionError(f"{item.name}: {' and '.join(given)} are both given; one size decides, give one of them")
+
+
+def block_size() -> int:
+    """Return the channels in one block of ONNX Runtime's convolutions here: 16 with AVX-512, 8 with AVX2, else 16."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    if platform.machine().lower() in ("x86_64", "amd64") and "avx2" in flags and "avx512f" not in flags:
+        return 8
+    return 16
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """One size and the block that widths are multiples of (0: chosen per space, for wide ones only)."""
+
+    name: str
+    value: float
+    align: int
+
+    @classmethod
+    def of(cls, item: Any) -> Sizing:
+        """Read the size options of a pass, its default size where it names none.
+
+        Raises:
+            OptionError: ``align`` is neither ``auto`` nor a positive whole number.
+        """
+        text = str(getattr(item, "align", "1"))
+        if text != "auto" and not (text.isdecimal() and int(text) > 0):
+            raise OptionError(f"{item.name}: align={text} is not accepted; give auto or a positive whole number")
+        align = 0 if text == "auto" else int(text)
+        for name in SIZES:
+            if getattr(item, name, None) is not None:
+                return cls(name, float(getattr(item, name)), align)
+        return cls(item.default_size[0], item.default_size[1], align)
+
+    def widths(self, analysis: Analysis, chosen: Sequence[ChannelSpace], context: Context) -> dict[str, int]:
+        """Return how many channels every chosen space keeps: the same fraction of each, as far as blocks allow."""
+        full = {space.name: space.width for space in chosen}
+        align = self._blocks(full)
+        if self.name == "keep":
+            return fraction_widths(full, self.value, align, up=True)
+        cost, limit = self._cost(analysis, context)
+        return uniform_widths(full, cost, limit, align)
+
+    def ranked(self, analysis: Analysis, scores: Mapping[str, np.ndarray], context: Context) -> dict[str, int]:
+        """Return how many channels every space keeps when all compete by score; ``keep`` counts channels."""
+        align = self._blocks({name: len(values) for name, values in scores.items()})
+        if self.name == "keep":
+            total = sum(len(values) for values in scores.values())
+            return ranked_widths(scores, lambda widths: sum(widths.values()), int(self.value * total + 1e-9), align)
+        cost, limit = self._cost(analysis, context)
+        return ranked_widths(scores, cost, limit, align)
+
+    def _blocks(self, widths: Widths) -> dict[str, int]:
+        if self.align:
+            return dict.fromkeys(widths, self.align)
+        block = block_size()
+        return {name: block if width >= _WIDE else 1 for name, width in widths.items()}
+
+    def unaligned(self, widths: Widths) -> tuple[str, ...]:
+        """Return a warning that names wide spaces whose width is no multiple of the processor's block."""
+        block = block_size()
+        odd = [f"{name} ({width})" for name, width in widths.items() if width > _WIDE and width % block]
+        if not odd or self.align not in (0, 1):
+            return ()
+        listed = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+        return (f"widths that are no multiple of {block} cost speed: {listed}; align=auto avoids them",)
+
+    def _cost(self, analysis: Analysis, context: Context) -> tuple[Callable[[Widths], int], int]:
+        """Return the cost of given widths and the most it may be."""
+
+        def kept(widths: Widths) -> dict[str, np.ndarray]:
+            return {name: np.arange(count) for name, count in widths.items()}
+
+        if self.name == "params":
+            count = spaces.parameter_counter(analysis)
+            return lambda widths: count(kept(widths)), int(self.value * context.original_cost.params)
+        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
+        limit = int(self.value * context.original_cost.macs)
+        return lambda widths: spaces.predicted_macs(analysis, shapes, kept(widths)), limit
+
+
+def reached(item: Any, result: ir.Model, context: Context) -> dict[str, tuple[float, float]]:
+    """Return what a pass reached of the size that it was asked for (nothing for ``keep`` and for defaults)."""
+    found = {}
+    original = context.original_cost
+    if getattr(item, "flops", None) is not None and original.macs:
+        shapes = concrete_shapes(result, example_shapes(result, context.inputs))
+        found["flops"] = (float(item.flops), spaces.total_macs(result, shapes) / original.macs)
+    if getattr(item, "params", None) is not None and original.params:
+        found["params"] = (float(item.params), measure(result, context.inputs).params / original.params)
+    return found
+
+
+def plan_spaces(
+    item: Any, analysis: Analysis, chosen: Sequence[ChannelSpace], skipped: Mapping[str, str], context: Context
+) -> Plan:
+    """Return the plan of a pass that cuts channels: its widths, what they govern, and the range of its targets."""
+    shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
+    sizing = Sizing.of(item)
+    widths = sizing.widths(analysis, chosen, context)
+    found = reach(analysis, shapes)
+    rows = tuple(
+        {
+            "space": space.name,
+            "width": space.width,
+            "planned": widths[space.name],
+            "producers": len(space.producers),
+            "consumers": len(space.consumers),
+            "MACs governed": found.governed[space.name],
+        }
+        for space in chosen
+    )
+    ones = {space.name: np.zeros(1, dtype=np.int64) for space in chosen}
+    planned = {name: np.arange(count) for name, count in widths.items()}
+    original = context.original_cost.macs or 1
+    lowest, after = (spaces.predicted_macs(analysis, shapes, kept) / original for kept in (ones, planned))
+    notes = (
+        f"{100 * found.prunable_share:.1f} % of the MACs are in nodes that can be cut",
+        f"planned: {after:.4f} of the FLOPs; reachable: {lowest:.4f} to {found.macs / original:.4f}",
+    )
+    return Plan(rows, (*notes, *sizing.unaligned(widths)), skipped)

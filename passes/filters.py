@@ -1,0 +1,108 @@
+"""The pass ``filters``: structured magnitude, the plainest user of the channel engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
+from onnxprune.fit.sizing import Sizing, check_one_size, plan_spaces, reached
+from onnxprune.graph import spaces, surgery
+from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.kept import record_kept
+from onnxprune.graph.selection import Selection
+from onnxprune.graph.spaces import Analysis, ChannelSpace
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Drop the channels whose producing weights are smallest, summed over every producer of a space.
+
+    Li, Kadav, Durdanovic, Samet, Graf (2017) rank filters by L1 norm; with coupled channels the norms of all
+    producers count (Fang et al., 2023). Nothing makes up for what goes: see ``id`` for that.
+    """
+
+    keep: float | None = option(None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0)
+    flops: float | None = option(
+        None, float, "FLOPs after this pass over those of the source; default 0.9", low=0.0, above=True, high=1.0
+    )
+    params: float | None = option(
+        None, float, "parameters after this pass over those of the source", low=0.0, above=True, high=1.0
+    )
+    norm: str = option("l2", str, "score of a channel", choices=("l1", "l2"))
+    scope: str = option(
+        "space", str, "rank channels within every space, or in all spaces together", choices=("space", "global")
+    )
+    align: str = option("1", str, "widths are multiples of this number; auto takes the processor's block")
+    only: str | None = option(None, str, "cut only spaces with these nodes: names, globs, re:..., parted by ;")
+    ignore: str | None = option(None, str, "never cut spaces with these nodes: names, globs, re:..., parted by ;")
+
+    name: ClassVar[str] = "filters"
+    summary: ClassVar[str] = "drops channels with the smallest weights (structured magnitude); needs no data"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    default_size: ClassVar[tuple[str, float]] = ("flops", 0.9)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_one_size(self)
+        Sizing.of(self)
+        Selection.parse(self.name, self.only, self.ignore)
+
+    def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
+        """Nothing: the weights alone decide."""
+        return {}
+
+    def plan(self, model: ir.Model, context: Context) -> Plan:
+        """Return the widths that the size gives (the same fraction everywhere) and the range that it could have."""
+        analysis = spaces.analyse(prepare(model))
+        chosen, skipped = Selection.parse(self.name, self.only, self.ignore).spaces(analysis)
+        return plan_spaces(self, analysis, chosen, skipped, context)
+
+    def apply(self, model: ir.Model, context: Context) -> StepResult:
+        """Return the model with narrower spaces; kept counts are in ``numbers["layers"]``."""
+        work = prepare(model)
+        analysis = spaces.analyse(work)
+        selection = Selection.parse(self.name, self.only, self.ignore)
+        chosen, skipped = selection.spaces(analysis)
+        scores = {space.name: channel_scores(analysis, space, self.norm) for space in chosen}
+        sizing = Sizing.of(self)
+        pooled = {n: s / max(float(np.sqrt(np.mean(s**2))), 1e-30) for n, s in scores.items()}
+        alone = self.scope == "space"
+        widths = sizing.widths(analysis, chosen, context) if alone else sizing.ranked(analysis, pooled, context)
+        kept = {name: strongest(scores[name], width) for name, width in widths.items() if width < len(scores[name])}
+        if kept:
+            surgery.cut(analysis, kept)
+            record_kept(work, surgery.kept_outputs(analysis, kept))
+        result = finish(work)
+        warnings = (
+            () if chosen else (f"{self.name} found no channels that it can cut; the reasons are listed with the step",)
+        )
+        numbers = {"spaces": len(chosen), "layers": [_row(space, widths[space.name]) for space in chosen]}
+        return StepResult(
+            result, skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(widths))
+        )
+
+
+def channel_scores(analysis: Analysis, space: ChannelSpace, norm: str) -> np.ndarray:
+    """Return the norm of every channel's producing weights, over all producers of the space (float64 [width])."""
+    total = np.zeros(space.width)
+    for producer in space.producers:
+        slices = surgery.axis_norms(producer.weight, producer.axis, 1 if norm == "l1" else 2)
+        channels = analysis.positions(space, analysis.tracer.labels[producer.weight][producer.axis])
+        inside = channels >= 0
+        np.add.at(total, channels[inside], slices[inside] if norm == "l1" else slices[inside] ** 2)
+    return total if norm == "l1" else np.sqrt(total)
+
+
+def strongest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the ``count`` largest scores, ascending; the lowest index wins a tie."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def _row(space: ChannelSpace, width: int) -> dict[str, Any]:
+    return {"space": space.name, "width": space.width, "kept": width}
