@@ -22,7 +22,6 @@ from onnxprune.passes.id import Id
 from onnxprune.passes.surp import Surp
 from onnxprune.recipe import canonical, options, parse
 
-
 ID_OPTIONS = "keep, flops, params, align, only, ignore, preserve_zeros"
 
 
@@ -96,7 +95,7 @@ def test_text(text: str, passes: list[Any]) -> None:
         ("quantize", "unknown pass 'quantize'; there are cleanup, filters, fold_bn, id, surp"),
         (
             "id(kep=1)",
-            "id: unknown option 'kep': did you mean 'keep'?; it takes keep, flops, params, align, only, ignore",
+            f"id: unknown option 'kep': did you mean 'keep'?; it takes {ID_OPTIONS}",
         ),
         ("id(size=1)", f"id: unknown option 'size'; it takes {ID_OPTIONS}"),
         ("cleanup(x=1)", "cleanup: unknown option 'x'; it takes none"),
