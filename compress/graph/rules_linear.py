@@ -46,20 +46,23 @@ def conv(tracer: Tracer, node: ir.Node) -> None:
         return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
     shape, given = tracer.shape(weight), tracer.shape(value)
     assert shape is not None
-    for known in tracer.axes(value)[2:]:
-        tracer.hold(node, known, _SLIDES)
+    for labels in tracer.axes(value)[2:]:
+        tracer.hold(node, labels, _SLIDES)
     groups = int_attribute(node, "group", 1)
+    channels = given[1] if given is not None else None
+    if groups < 1 or (shape[0] or 0) % groups or (channels is not None and channels != groups * (shape[1] or 0)):
+        return tracer.refuse(node, f"its {groups} groups do not fit the channels of its input and weight")
     inputs = tracer.axes(value)
     if groups == 1:
         _consume(tracer, node, value, 1, weight, 1)
-        labels = _produce(tracer, node, weight, 0)
-    elif shape[1] == 1 and given is not None and given[1] == groups:
-        labels = _depthwise(tracer, node, value, weight, groups)
+        produced = _produce(tracer, node, weight, 0)
+    elif shape[1] == 1 and channels == groups:
+        produced = _depthwise(tracer, node, value, weight, groups)
     else:
-        labels = _grouped(tracer, node, value, weight, groups)
-    if bias is not None and labels is not None:
-        tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [inputs[0], labels, *[None] * (len(inputs) - 2)])
+        produced = _grouped(tracer, node, value, weight, groups)
+    if bias is not None and produced is not None:
+        tracer.tie(bias, 0, produced)
+    tracer.give(node.outputs[0], [inputs[0], produced, *[None] * (len(inputs) - 2)])
     return None
 
 
