@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
-from onnxprune.fit.sizing import Sizing, check_one_size, plan_spaces, reached
+from onnxprune.fit.sizing import Sizing, plan_spaces, reached
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.kept import record_kept
@@ -49,9 +49,12 @@ class Filters:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_one_size(self)
         Sizing.of(self)
         Selection.parse(self.name, self.only, self.ignore)
+
+    @property
+    def _selection(self) -> Selection:
+        return Selection.parse(self.name, self.only, self.ignore)
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Nothing: the weights alone decide."""
@@ -60,15 +63,14 @@ class Filters:
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the widths that the size gives (the same fraction everywhere) and the range that it could have."""
         analysis = spaces.analyse(prepare(model))
-        chosen, skipped = Selection.parse(self.name, self.only, self.ignore).spaces(analysis)
+        chosen, skipped = self._selection.spaces(analysis)
         return plan_spaces(self, analysis, chosen, skipped, context)
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with narrower spaces; kept counts are in ``numbers["layers"]``."""
         work = prepare(model)
         analysis = spaces.analyse(work)
-        selection = Selection.parse(self.name, self.only, self.ignore)
-        chosen, skipped = selection.spaces(analysis)
+        chosen, skipped = self._selection.spaces(analysis)
         scores = {space.name: channel_scores(analysis, space, self.norm) for space in chosen}
         sizing = Sizing.of(self)
         pooled = {n: s / max(float(np.sqrt(np.mean(s**2))), 1e-30) for n, s in scores.items()}

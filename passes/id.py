@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.fit.fold import fold_consumer
-from onnxprune.fit.sizing import Sizing, check_one_size, plan_spaces, reached
+from onnxprune.fit.sizing import Sizing, plan_spaces, reached
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.kept import record_kept
@@ -59,7 +59,6 @@ class Id:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_one_size(self)
         Sizing.of(self)
         Selection.parse(self.name, self.only, self.ignore)
 

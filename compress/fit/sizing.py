@@ -25,17 +25,6 @@ SIZES = ("keep", "flops", "params")
 _WIDE = 64
 
 
-def check_one_size(item: Any) -> None:
-    """Refuse a pass that was given two sizes.
-
-    Raises:
-        OptionError: More than one of keep, flops and params is given.
-    """
-    given = [name for name in SIZES if getattr(item, name, None) is not None]
-    if len(given) > 1:
-        raise OptionError(f"{item.name}: {' and '.join(given)} are both given; one size decides, give one of them")
-
-
 def block_size() -> int:
     """Return the channels in one block of ONNX Runtime's convolutions here: 16 with AVX-512, 8 with AVX2, else 16."""
     info = Path("/proc/cpuinfo")
@@ -58,16 +47,17 @@ class Sizing:
         """Read the size options of a pass, its default size where it names none.
 
         Raises:
-            OptionError: ``align`` is neither ``auto`` nor a positive whole number.
+            OptionError: More than one size is given, or ``align`` is neither ``auto`` nor a positive whole number.
         """
+        given = [name for name in SIZES if getattr(item, name, None) is not None]
+        if len(given) > 1:
+            raise OptionError(f"{item.name}: {' and '.join(given)} are both given; one size decides, give one of them")
         text = str(getattr(item, "align", "1"))
         if text != "auto" and not (text.isdecimal() and int(text) > 0):
             raise OptionError(f"{item.name}: align={text} is not accepted; give auto or a positive whole number")
         align = 0 if text == "auto" else int(text)
-        for name in SIZES:
-            if getattr(item, name, None) is not None:
-                return cls(name, float(getattr(item, name)), align)
-        return cls(item.default_size[0], item.default_size[1], align)
+        name, value = (given[0], getattr(item, given[0])) if given else item.default_size
+        return cls(name, float(value), align)
 
     def widths(self, analysis: Analysis, chosen: Sequence[ChannelSpace], context: Context) -> dict[str, int]:
         """Return how many channels every chosen space keeps: the same fraction of each, as far as blocks allow."""

@@ -95,15 +95,15 @@ class Analysis:
 
     def positions(self, space: ChannelSpace, labels: Labels) -> np.ndarray:
         """Return, per position of a labelled axis, which channel of ``space`` it belongs to; -1 for none."""
-        count = int(self.component.max(initial=-1)) + 1
-        return np.asarray(factors.owners(self.grids, space.channels, count)[self.channels_of(labels)])
+        return np.asarray(self._owners(space)[self.channels_of(labels)])
+
+    def _owners(self, space: ChannelSpace) -> np.ndarray:
+        return factors.owners(self.grids, space.channels, int(self.component.max(initial=-1)) + 1)
 
     def opaque(self, space: ChannelSpace) -> str | None:
         """Return where nothing can make up for channels of ``space`` that go, or None."""
-        for labels, reason in self.tracer.opaque:
-            if (self.positions(space, labels) >= 0).any():
-                return reason
-        return None
+        inside = self._owners(space) >= 0
+        return next((reason for labels, reason in self.tracer.opaque if inside[self.channels_of(labels)].any()), None)
 
     def is_grid(self, labels: Labels) -> bool:
         """Return whether positions of a labelled axis belong to a grid, so that they follow its rows and columns."""

@@ -29,8 +29,8 @@ def write_out(model: ir.Model) -> int:
     known: dict[ir.Value, Vector | None] = {}
     count = 0
     for node in model.graph:
-        for out in node.outputs:
-            known[out] = _vector(node, known) if out is node.outputs[0] and node.domain == "" else None
+        if node.outputs and node.domain == "" and _is_vector(node.outputs[0]):
+            known[node.outputs[0]] = _vector(node, known)
         count += _store_static(model, node, known)
         if node.domain != "" or node.op_type not in ("Reshape", "Expand") or len(node.inputs) < 2:
             continue
@@ -56,13 +56,9 @@ def _store_static(model: ir.Model, node: ir.Node, known: dict[ir.Value, Vector |
     entries, shape = known.get(out), out.shape
     if entries is None or shape is None or out.dtype is None or out.is_graph_output() or not out.uses():
         return 0
-    if (
-        not all(isinstance(entry, int) for entry in entries)
-        or len(shape) > 1
-        or list(shape) not in ([], [len(entries)])
-    ):
+    if not all(isinstance(entry, int) for entry in entries) or list(shape) not in ([], [len(entries)]):
         return 0
-    data = np.array(entries, dtype=out.dtype.numpy()).reshape([int(str(size)) for size in shape])
+    data = np.array(entries, dtype=out.dtype.numpy()).reshape([len(entries)] * len(shape))
     value = constants.add_array(model.graph, f"{out.name}_stored", data, out.dtype)
     known[value] = entries
     out.replace_all_uses_with(value)
@@ -77,11 +73,9 @@ def _stored(node: ir.Node, entries: Vector) -> list[int] | None:
         tail = None if given is None else given[max(0, len(given) - len(entries)) :]
         if tail is None or len(tail) != len(entries):
             return None
-        return (
-            [e if isinstance(e, int) else 1 for e in entries]
-            if all(isinstance(e, int) or e == t for e, t in zip(entries, tail, strict=True))
-            else None
-        )
+        if any(not isinstance(e, int) and e != t for e, t in zip(entries, tail, strict=True)):
+            return None
+        return [e if isinstance(e, int) else 1 for e in entries]
     open_places = [i for i, entry in enumerate(entries) if not isinstance(entry, int)]
     free = all(entry != -1 for entry in entries)
     result: list[int] = []
@@ -100,6 +94,11 @@ def _stored(node: ir.Node, entries: Vector) -> list[int] | None:
         else:
             return None
     return result
+
+
+def _is_vector(value: ir.Value) -> bool:
+    """Return whether a value is known to be a vector or a single number: entries of a table have no one order."""
+    return value.shape is not None and len(value.shape) <= 1
 
 
 def _sizes(value: ir.Value | None) -> Vector | None:
@@ -126,7 +125,7 @@ def _entries(value: ir.Value | None, known: dict[ir.Value, Vector | None]) -> Ve
     data = constants.array(value)
     if data is None:
         return None if value is None else known.get(value)
-    if data.dtype.kind not in "iu" or data.size > _LONGEST:
+    if data.dtype.kind not in "iu" or data.ndim > 1 or data.size > _LONGEST:
         return None
     return [int(item) for item in data.flat]
 
@@ -148,10 +147,10 @@ def _gather(node: ir.Node, inputs: list[Vector | None]) -> Vector | None:
 def _slice(node: ir.Node, inputs: list[Vector | None]) -> Vector | None:
     padded = [*inputs, None, None, None, None]
     data, start, end, _, step = padded[:5]
-    if data is None or len(node.inputs) < 3 or start is None or end is None:
+    if data is None or start is None or end is None:
         return None
-    bounds = [start[0], end[0], step[0] if step else 1]
-    if not all(isinstance(bound, int) for bound in bounds):
+    bounds = [*start, *end, *(step or [1])]
+    if len(bounds) != 3 or bounds[2] == 0 or not all(isinstance(bound, int) for bound in bounds):
         return None
     first, last, by = (int(bound) for bound in bounds)
     return data[first:last:by]
