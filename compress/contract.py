@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
+from onnxprune.data import Examples
 from onnxprune.errors import OptionError
 from onnxprune.graph.cost import Cost
+from onnxprune.runtime.session import Settings
 
 
 class Tap(NamedTuple):
@@ -38,13 +41,20 @@ class Observer(Protocol):
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 
+@contextlib.contextmanager
+def silent(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show no progress."""
+    yield lambda count: None
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass may use besides the model.
 
     ``statistics`` holds the results of the pass's own observers, taken on its input model; ``original`` is the
     source model with its cost; ``inputs`` are the concrete input shapes at which costs are counted; ``collect``
-    runs the calibration data through another model.
+    runs the calibration data through another model; ``examples`` are that data, for a pass that goes through a
+    model piece by piece (None without data), and ``settings`` say where to run.
     """
 
     original: ir.Model
@@ -53,6 +63,9 @@ class Context:
     seed: int
     statistics: Mapping[Tap, Any] = field(default_factory=dict)
     collect: Callable[[ir.Model, Mapping[Tap, Observer]], Mapping[Tap, Any]] | None = None
+    examples: Examples | None = None
+    settings: Settings = field(default_factory=Settings)
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class OptionSpec:
     """One option of a pass, for the recipe parser, the help and the range check.
 
     ``low`` and ``high`` are inclusive unless ``above`` or ``below`` say so; ``choices`` lists the words accepted.
+    An option of kind ``tuple`` holds passes, which a recipe writes as a recipe.
     """
 
     name: str
@@ -124,7 +138,8 @@ class OptionSpec:
         if self.choices:
             return " or ".join(self.choices)
         if self.low is None and self.high is None:
-            return {bool: "true or false", str: "text", int: "a whole number", float: "a number"}[self.kind]
+            words = {bool: "true or false", str: "text", int: "a whole number", float: "a number", tuple: "passes"}
+            return words[self.kind]
         left = "(" if self.above or self.low is None else "["
         right = ")" if self.below or self.high is None else "]"
         low = "-inf" if self.low is None else f"{self.low:.15g}"

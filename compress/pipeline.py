@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.contract import Context, Observer, Pass, Progress, StepResult, Tap
+from onnxprune.contract import Context, Observer, Pass, Progress, StepResult, Tap, silent
 from onnxprune.data import Examples
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io
 from onnxprune.graph.cost import Cost, measure
 from onnxprune.runtime.collect import collect
+from onnxprune.runtime.operators import unknown_operators
 from onnxprune.runtime.session import Settings
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass that ran: what it did and what the model costs after it."""
+    """One pass that ran: what it did and what the model costs after it.
+
+    ``foreign`` names operators of the result that ONNX Runtime does not have, so that the result cannot be run here.
+    """
 
     item: Pass
     seconds: float
     result: StepResult
     cost: Cost
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,12 @@ class Run:
     progress: Progress | None = None
 
 
-@contextlib.contextmanager
-def _silent(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None
-
-
 def run(model: ir.Model, passes: Sequence[Pass], settings: Run) -> tuple[ir.Model, list[Step]]:
     """Apply ``passes`` in order and return the final model with a record of every step; ``model`` is not touched.
 
     Raises:
         DataError: A pass needs calibration data and there is none, or the data is broken.
+        ModelError: A pass needs calibration data after one that wrote an operator that ONNX Runtime does not have.
         BackendError: ONNX Runtime failed, or a rewritten model does not pass the checker.
     """
     original_cost = measure(model, settings.inputs)
@@ -61,20 +61,35 @@ def run(model: ir.Model, passes: Sequence[Pass], settings: Run) -> tuple[ir.Mode
         result = item.apply(current, context)
         io.check(result.model)
         current = result.model
-        steps.append(Step(item, time.perf_counter() - start, result, measure(current, settings.inputs)))
+        seconds = time.perf_counter() - start
+        cost = measure(current, settings.inputs)
+        steps.append(Step(item, seconds, result, cost, tuple(unknown_operators(current))))
     return current, steps
 
 
+def _check_runnable(name: str, model: ir.Model) -> None:
+    foreign = unknown_operators(model)
+    if foreign:
+        raise ModelError(
+            f"{name} has to run the model, but ONNX Runtime has no operator {', '.join(foreign)}; "
+            "a pass that writes one (replace) comes last"
+        )
+
+
 def _context(item: Pass, current: ir.Model, original: ir.Model, cost: Cost, settings: Run) -> Context:
-    progress = settings.progress or _silent
+    progress = settings.progress or silent
 
     def gather(model: ir.Model, observers: Mapping[Tap, Observer]) -> Mapping[Tap, Any]:
         if not observers:
             return {}
         if settings.calibration is None:
             raise DataError(f"{item.name} needs calibration data; give --data or --calib")
+        _check_runnable(item.name, model)
         with progress(f"{item.name}: statistics", settings.calibration.count) as advance:
             return collect(model, observers, settings.calibration, settings.settings, advance=advance)
 
     statistics = gather(current, item.wants(current))
-    return Context(original, cost, settings.inputs, settings.seed, statistics, gather)
+    return Context(
+        original, cost, settings.inputs, settings.seed, statistics, gather,
+        settings.calibration, settings.settings, progress,
+    )  # fmt: skip

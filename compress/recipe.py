@@ -22,6 +22,8 @@ PASSES: dict[str, str] = {
     "filters": "onnxprune.passes.filters:Filters",
     "fold_bn": "onnxprune.passes.fold_bn:FoldBn",
     "cleanup": "onnxprune.passes.cleanup:Cleanup",
+    "extract": "onnxprune.passes.extract:Extract",
+    "replace": "onnxprune.passes.replace:Replace",
 }
 SIZES = ("keep", "flops", "params", "bytes", "latency", "sparsity")
 _STEP = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -55,11 +57,28 @@ def parse(recipe: str, targets: Sequence[Target] = ()) -> list[Pass]:
         OptionError: The text is not a recipe; a pass or option is unknown; a value is out of range; a target
             fits no pass.
     """
-    steps = [(name, _typed(name, options)) for name, options in _steps(recipe)]
+    try:
+        steps = [(name, _typed(name, options)) for name, options in _steps(recipe)]
+    except RecursionError:
+        raise OptionError("the recipe has recipes inside recipes, too many to read") from None
     if not steps:
         raise OptionError("the recipe is empty; name at least one pass, for example surp,id")
     _fill_targets(steps, targets)
     return [pass_class(name)(**options) for name, options in steps]
+
+
+def _inner(owner: str, spec: OptionSpec, given: Any) -> tuple[Pass, ...]:
+    """Return the passes of a recipe within a recipe: text (in parentheses or quotes), or a list in YAML."""
+    where = f"{owner}: {spec.name}"
+    if isinstance(given, str):
+        text = given.strip()
+        enclosed = text.startswith("(") and text.endswith(")")
+        steps = [_step(part) for part in _split(text[1:-1] if enclosed else text)]
+    elif isinstance(given, list | Mapping):
+        steps = [_from_entry(where, entry) for entry in (given if isinstance(given, list) else [given])]
+    else:
+        raise OptionError(f"{where}={given} is not accepted; give {spec.accepted}")
+    return tuple(pass_class(name)(**_typed(name, options)) for name, options in steps)
 
 
 def _steps(recipe: str) -> list[tuple[str, dict[str, Any]]]:
@@ -131,7 +150,7 @@ def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
     unknown = [key for key in content if key != "passes"] if isinstance(content, Mapping) else []
     if unknown:
         raise OptionError(f"recipe file '{path}': unknown key '{unknown[0]}'; only 'passes' is read")
-    return [_from_entry(path, entry) for entry in passes]
+    return [_from_entry(f"recipe file '{path}'", entry) for entry in passes]
 
 
 def _fault(error: Exception) -> str:
@@ -139,14 +158,14 @@ def _fault(error: Exception) -> str:
     return f"{problem} (line {mark.line + 1})" if problem and mark else str(error).splitlines()[0]
 
 
-def _from_entry(path: Path, entry: object) -> tuple[str, dict[str, Any]]:
+def _from_entry(where: str, entry: object) -> tuple[str, dict[str, Any]]:
     if isinstance(entry, str):
         return _step(entry)
     if isinstance(entry, Mapping) and len(entry) == 1:
         name, options = next(iter(entry.items()))
         if options is None or isinstance(options, Mapping):
             return str(name).replace("-", "_"), {str(k).replace("-", "_"): v for k, v in (options or {}).items()}
-    raise OptionError(f"recipe file '{path}': {entry!r} is not a pass name or {{name: {{option: value}}}}")
+    raise OptionError(f"{where}: {entry!r} is not a pass name or {{name: {{option: value}}}}")
 
 
 def _typed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +180,8 @@ def _typed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(owner: str, spec: OptionSpec, given: Any) -> Any:
     refusal = OptionError(f"{owner}: {spec.name}={given} is not accepted; give {spec.accepted}")
+    if spec.kind is tuple:
+        return _inner(owner, spec, given)
     if spec.kind is bool:
         word = str(given).lower()
         if word not in _TRUE + _FALSE:
@@ -191,9 +212,16 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
 
 
 def options(item: Pass) -> dict[str, Any]:
-    """Return the options of a pass that differ from their defaults, and the size that a bare pass uses."""
+    """Return the options of a pass that differ from their defaults, and the size that a bare pass uses.
+
+    Passes within a pass are given as the text of their recipe, in parentheses.
+    """
     pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
-    given = {spec.name: value for spec, value in pairs if value != spec.default}
+    given = {
+        spec.name: f"({canonical(value)})" if spec.kind is tuple else value
+        for spec, value in pairs
+        if value != spec.default
+    }
     default = getattr(item, "default_size", None)
     if default is not None and not set(given) & set(SIZES):
         return {default[0]: default[1], **given}
@@ -206,7 +234,8 @@ def canonical(passes: Iterable[Pass]) -> str:
 
 
 def _written(item: Pass) -> str:
-    texts = [f"{name}={_text(value)}" for name, value in options(item).items()]
+    nested = {spec.name for spec in options_of(type(item)) if spec.kind is tuple}
+    texts = [f"{name}={value if name in nested else _text(value)}" for name, value in options(item).items()]
     return f"{item.name}({','.join(texts)})" if texts else item.name
 
 

@@ -135,10 +135,10 @@ def _treatable(analysis: Analysis, selection: Selection) -> tuple[list[ChannelSp
     candidates, skipped = selection.spaces(analysis)
     chosen = []
     for space in candidates:
-        odd = next((c for c in space.consumers if not _foldable(analysis, c)), None)
+        odd = next((c for c in space.consumers if not _foldable(analysis, space, c)), None)
         opaque = analysis.opaque(space)
         if odd is not None:
-            skipped[space.name] = f"'{odd.node.name}' reads its channels in groups, in a grid or in an irregular order"
+            skipped[space.name] = f"'{odd.node.name}' reads its channels in groups or in an irregular order"
         elif opaque is not None:
             skipped[space.name] = opaque
         elif not space.consumers:
@@ -148,9 +148,9 @@ def _treatable(analysis: Analysis, selection: Selection) -> tuple[list[ChannelSp
     return chosen, skipped
 
 
-def _foldable(analysis: Analysis, consumer: Consumer) -> bool:
-    labels = analysis.tracer.labels[consumer.weight][consumer.weight_axis]
-    return consumer.groups == 1 and not analysis.is_grid(labels) and surgery.layout(analysis, consumer) is not None
+def _foldable(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> bool:
+    regular = consumer.groups == 1 and surgery.layout(analysis, consumer) is not None
+    return regular and _positions(analysis, space, consumer) is not None
 
 
 def _gram(consumer: Consumer, context: Context) -> GramResult:
@@ -159,30 +159,38 @@ def _gram(consumer: Consumer, context: Context) -> GramResult:
     return found
 
 
-def _positions(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> np.ndarray:
-    """Return where the space's channels stand among the channels that the consumer reads."""
+def _positions(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> np.ndarray | None:
+    """Return where the space's channels stand among the channels that the consumer reads, int64 [width, times].
+
+    A row or column of a grid (an attention head, a place of every group) stands there several times, in the same
+    order for all; None where the consumer does not read all of them equally often.
+    """
     shape = surgery.layout(analysis, consumer)
     assert shape is not None
-    order = np.argsort(shape.channels)
-    return np.asarray(order[np.searchsorted(shape.channels, space.channels, sorter=order)])
+    owner = analysis.owners(space)[shape.channels]
+    times = np.bincount(owner[owner >= 0], minlength=space.width)
+    if times.min() != times.max():
+        return None
+    return np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :].reshape(space.width, -1)
 
 
 def _space_gram(
     analysis: Analysis, space: ChannelSpace, consumer: Consumer, context: Context
 ) -> tuple[np.ndarray, int]:
+    """Return the space's Gram matrix, summed over all places where its channels stand, and its number of rows."""
     found = _gram(consumer, context)
     where = _positions(analysis, space, consumer)
-    return found.gram[np.ix_(where, where)], found.rows
+    assert where is not None
+    return sum((found.gram[np.ix_(at, at)] for at in where.T), np.zeros((space.width, space.width))), found.rows
 
 
 def _fill(pivots: np.ndarray, space: ChannelSpace, analysis: Analysis, width: int) -> np.ndarray:
     """Extend pivots to ``width`` channels by the norm of their producers' weights (too few rows for a rank)."""
     norms = np.zeros(space.width)
     for producer in space.producers:
-        channels = analysis.channels_of(analysis.tracer.labels[producer.weight][producer.axis])
+        channels = analysis.positions(space, analysis.tracer.labels[producer.weight][producer.axis])
         data = surgery.axis_norms(producer.weight, producer.axis)
-        for position, channel in enumerate(space.channels):
-            norms[position] += float(data[channels == channel].sum())
+        np.add.at(norms, channels[channels >= 0], data[channels >= 0])
     rest = [int(i) for i in np.argsort(-norms, kind="stable") if i not in set(pivots.tolist())]
     return np.concatenate([pivots, np.array(rest[: width - len(pivots)], dtype=np.int64)])
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune.codec.levels import Law, Refinement, refine
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import ModelError
-from onnxprune.graph import constants
+from onnxprune.graph import constants, origins
 from onnxprune.graph.cleanup import finish, name_nodes
 from onnxprune.graph.selection import Selection
 
@@ -164,6 +164,9 @@ def _treated(model: ir.Model, selection: Selection) -> tuple[dict[ir.Value, np.n
             skipped[str(node.name)] = reason
             continue
         data = constants.array(value)
+        if data is None and origins.shows_stored(value):
+            skipped[str(node.name)] = "its weight is quantised, converted or transposed by the graph, and left as it is"
+            continue
         if data is None or (value.is_graph_input() and model.ir_version >= 4):
             skipped[str(node.name)] = "its weight is computed or may be fed by the caller, not stored"
             continue
@@ -184,7 +187,8 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
         positions = _LINEAR.get(node.op_type, ()) if node.domain == "" else ()
         values = [node.inputs[i] for i in positions]
         stored = [value for value in values if value is not None and value.is_initializer()]
-        given = stored or [value for value in values[-1:] if value is not None and len(positions) == 1]
+        behind = [value for value in values if value is not None and origins.shows_stored(value)]
+        given = stored or behind or [value for value in values[-1:] if value is not None and len(positions) == 1]
         for value in given:
             yield node, value
 

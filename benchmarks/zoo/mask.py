@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph import constants
+from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.spaces import Analysis
 
 
@@ -31,12 +32,12 @@ def mask_readers(dense: ir.Model, analysis: Analysis, kept: Mapping[str, np.ndar
             continue
         if node.op_type in ("LSTM", "GRU", "RNN"):
             _stop_feedback(dense, str(node.inputs[2].name if node.inputs[2] else ""), analysis, keep, node)
-        elif node.op_type == "MatMul" and not any(tracer.stored(value) for value in node.inputs):
-            for value, back in zip(node.inputs, (1, 2), strict=True):
+        elif node.op_type in ("MatMul", "Gemm") and not any(tracer.sliceable(value) for value in node.inputs[:2]):
+            for value, back, turns in zip(node.inputs, (1, 2), ("transA", "transB"), strict=False):
                 assert value is not None
                 axes = tracer.axes(value)
                 if len(axes) >= 2:
-                    axis = len(axes) - back
+                    axis = len(axes) - (3 - back if int_attribute(node, turns, 0) else back)
                     _multiply(dense, nodes[str(node.name)], str(value.name), axis, keep, analysis, axes[axis])
 
 

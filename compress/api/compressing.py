@@ -68,7 +68,7 @@ def compress(
     """Run a recipe on a model and judge the outcome against the original.
 
     Args:
-        model: path of an .onnx file, or a model in memory (it is not touched).
+        model: path of an .onnx file, or a model in memory, an ``onnx_graphsurgeon.Graph`` too (it is not touched).
         passes: a recipe such as ``"surp,id(flops=0.5)"``, a YAML file, or pass objects.
         data: one source, split into calibration and evaluation; or give ``calib`` and ``eval``.
         calib: source of calibration examples; labels are never read.
@@ -93,14 +93,16 @@ def compress(
     result, steps = pipeline.run(loaded.model, items, run)
     if split.evaluation is None:
         raise DataError("there are no examples to evaluate on; give --data or --eval")
+    runnable, unjudged = _runnable(loaded.model, steps)
     with task(chosen, "evaluation", split.evaluation.count) as advance:
         judged = judge(
-            loaded.model, result, split.evaluation, settings,
+            loaded.model, runnable, split.evaluation, settings,
             confidence=chosen.confidence, classes=loaded.classes, advance=advance,
         )  # fmt: skip
     sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint)
     verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, chosen.confidence))
     warnings = (
+        *unjudged,
         *notices,
         *split.warnings,
         *(w for s in steps for w in s.result.warnings),
@@ -113,3 +115,18 @@ def compress(
         cost=cost_between(measure(loaded.model, shapes), steps[-1].cost),
     )  # fmt: skip
     return Result(result, report)
+
+
+def _runnable(source: ir.Model, steps: Sequence[pipeline.Step]) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the last model that ONNX Runtime can run, and a warning where that is not the result."""
+    place = next((place for place, step in enumerate(reversed(steps)) if not step.foreign), len(steps))
+    last = len(steps) - place
+    model = steps[last - 1].result.model if last else source
+    if not place:
+        return model, ()
+    foreign, first = ", ".join(steps[-1].foreign), steps[last].item.name
+    before = f"the model before {first} (step {last + 1})" if last else "the source model itself"
+    return model, (
+        f"the result itself was not evaluated, because ONNX Runtime has no operator {foreign}: "
+        f"all figures on decisions, outputs and latency are those of {before}",
+    )

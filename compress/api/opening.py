@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,7 +22,16 @@ from onnxprune.graph import io
 from onnxprune.runtime.providers import parse_providers, resolve
 from onnxprune.runtime.session import Settings, input_specs
 
-ModelLike = str | os.PathLike[str] | ir.Model | onnx.ModelProto
+
+class GraphSurgeonGraph(Protocol):
+    """An ``onnx_graphsurgeon.Graph``, which is imported only by those who use it."""
+
+    nodes: Any
+    opset: Any
+    import_domains: Any
+
+
+ModelLike = str | os.PathLike[str] | ir.Model | onnx.ModelProto | GraphSurgeonGraph
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,11 @@ class Loaded:
 
 def open_model(model: ModelLike, options: Options) -> Loaded:
     """Load a model and what its metadata says of preprocessing, classes and data."""
+    loaded = read_model(model)
     if isinstance(model, str | os.PathLike):
-        loaded, facts = io.load(model), io.facts(model)
+        facts = io.facts(model)
     else:
-        proto = model if isinstance(model, onnx.ModelProto) else ir.serde.serialize_model(model)
-        loaded = model.clone() if isinstance(model, ir.Model) else ir.serde.deserialize_model(model)
+        proto = model if isinstance(model, onnx.ModelProto) else ir.serde.serialize_model(loaded)
         written = proto.SerializeToString(deterministic=True)
         facts = io.FileFacts("(in memory)", len(written), hashlib.sha256(written).hexdigest())
     metadata = loaded.metadata_props
@@ -50,6 +61,30 @@ def open_model(model: ModelLike, options: Options) -> Loaded:
         _preprocess(metadata, options),
         _classes(metadata, facts.path),
         metadata.get("onnxprune.data"),
+    )
+
+
+def read_model(model: ModelLike) -> ir.Model:
+    """Return a model of our own: read from a file, or made of one in memory, which stays as it is.
+
+    Raises:
+        ModelError: The file is no usable model (see ``graph.io.load``), or the object is none at all.
+    """
+    if isinstance(model, str | os.PathLike):
+        return io.load(model)
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return ir.serde.deserialize_model(model)
+    # Whoever holds a graph of graphsurgeon has imported it.
+    surgeon = sys.modules.get("onnx_graphsurgeon")
+    if surgeon is not None and isinstance(model, surgeon.Graph):
+        from onnxprune.graph.gs import from_gs
+
+        return from_gs(model)
+    raise ModelError(
+        "a model is a path, an onnx_ir.Model, an onnx.ModelProto or an onnx_graphsurgeon.Graph, "
+        f"not {type(model).__name__}"
     )
 
 

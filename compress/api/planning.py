@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune import recipe
+from onnxprune.api.opening import ModelLike, read_model
 from onnxprune.budget import parse_target
 from onnxprune.contract import Context, Pass, Planner
-from onnxprune.graph import io
 from onnxprune.graph.cost import example_shapes, measure
 
 
@@ -27,14 +26,14 @@ class PassPlan:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan(model: str | os.PathLike[str] | ir.Model, passes: str, targets: Sequence[str] = ()) -> list[PassPlan]:
+def plan(model: ModelLike, passes: str, targets: Sequence[str] = ()) -> list[PassPlan]:
     """Return the plan of every pass of a recipe, each on the model as it is; no data is read.
 
     Raises:
         OptionError, ModelError: The recipe or the model cannot be used.
     """
     items = recipe.parse(passes, [parse_target(text) for text in targets])
-    loaded = model if isinstance(model, ir.Model) else io.load(model)
+    loaded = read_model(model)
     context = Context(loaded, measure(loaded), example_shapes(loaded), seed=0)
     return [_planned(item, loaded, context) for item in items]
 

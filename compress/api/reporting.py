@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxprune import pipeline, recipe
@@ -58,13 +59,15 @@ def data_used(
 
 
 def size_gates(steps: Sequence[pipeline.Step]) -> list[Gate]:
-    """Return one gate per size that a pass was asked for."""
-    return [
-        size_gate(Target(name, wanted), got)
-        for done in steps
-        for name, (wanted, got) in done.result.reached.items()
-        if wanted > 0
-    ]
+    """Return one gate per size that a pass was asked for; a pass with a recipe of its own speaks of its part."""
+    gates = []
+    for done in steps:
+        for name, (wanted, got) in done.result.reached.items():
+            gate = size_gate(Target(name, wanted), got) if wanted > 0 else None
+            if gate is not None and hasattr(done.item, "recipe"):
+                gate = replace(gate, message=f"{done.item.name}, of its part: {gate.message}")
+            gates += [gate] if gate is not None else []
+    return gates
 
 
 def judge_gates(asked: Gates, evidence: Evidence, confidence: float) -> list[Gate]:

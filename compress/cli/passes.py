@@ -63,7 +63,9 @@ def _show_one(item: type) -> None:
     for column in ("option", "accepts", "default", "meaning"):
         table.add_column(column, overflow="fold")
     for spec in options_of(item):
-        default = "-" if spec.default is None else str(spec.default).lower() if spec.kind is bool else str(spec.default)
+        default = (
+            "-" if spec.default in (None, ()) else str(spec.default).lower() if spec.kind is bool else str(spec.default)
+        )
         table.add_row(spec.name, escape(spec.accepted), default, escape(spec.help))
     if table.row_count:
         console.print()

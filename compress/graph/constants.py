@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from onnxprune.graph.names import free_name, value_names
 
 # From this IR version on, an initialiser that is listed as an input is a default that the caller may replace.
 LISTED_BEFORE = 4
-_INPUTS = "onnxprune.inputs"
+# Where a model's meta keeps the inputs of before :func:`unlist_initializers`.
+INPUTS = "onnxprune.inputs"
 # A folded tensor may exceed its inputs by this much before it is left as a computation (Expand, Tile, ...).
 _GROWTH_LIMIT = 1 << 16
 # Entries of a stored tensor read at once.
@@ -107,9 +109,14 @@ def set_array(value: ir.Value, data: np.ndarray) -> None:
     value.type = ir.TensorType(old.dtype)
 
 
-def add_array(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType) -> ir.Value:
-    """Register a new initialiser under ``name`` (made unique) and return it."""
-    unique = free_name(name, value_names(graph))
+def add_array(
+    graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType, taken: set[str] | None = None
+) -> ir.Value:
+    """Register a new initialiser under ``name`` (made unique) and return it.
+
+    ``taken`` holds the names in use, for callers that add many; it is kept up to date.
+    """
+    unique = free_name(name, value_names(graph) if taken is None else taken)
     return add_tensor(graph, unique, ir.Tensor(np.array(data, order="C"), dtype=dtype, name=unique))
 
 
@@ -166,14 +173,14 @@ def unlist_initializers(model: ir.Model) -> None:
     """
     inputs = model.graph.inputs
     if model.ir_version < LISTED_BEFORE:
-        model.meta.setdefault(_INPUTS, [str(value.name) for value in inputs])
+        model.meta.setdefault(INPUTS, [str(value.name) for value in inputs])
         for value in [value for value in inputs if value.is_initializer()]:
             inputs.remove(value)
 
 
 def list_initializers(model: ir.Model) -> None:
     """List every initialiser as an input where the IR version asks for that, in the source's order, in place."""
-    given = model.meta.pop(_INPUTS, [])
+    given = model.meta.pop(INPUTS, [])
     if model.ir_version >= LISTED_BEFORE:
         return
     inputs = model.graph.inputs
@@ -191,19 +198,23 @@ def foldable(model: ir.Model) -> bool:
     )
 
 
-def fold(model: ir.Model) -> int:
-    """Replace nodes whose inputs are all constants by their result, in place; return how many were folded."""
+def fold(model: ir.Model, removable: Callable[[ir.Node], bool] = lambda node: True) -> int:
+    """Replace nodes whose inputs are all constants by their result, in place; return how many were folded.
+
+    ``removable`` is asked only of nodes that could be folded, and keeps those for which it returns False.
+    """
     count = 0
-    version = model.opset_imports.get("", 1)
+    version, taken = model.opset_imports.get("", 1), value_names(model.graph)
     for node in list(model.graph):
         if any(out.is_graph_output() for out in node.outputs):
             continue
         results = _static_shape(node) or _evaluate(node, version)
-        if results is None:
+        if results is None or not removable(node):
             continue
         for out, data in zip([out for out in node.outputs if out.name], results, strict=True):
             if out.uses():
-                value = add_array(model.graph, f"{out.name}_folded", data, ir.DataType.from_numpy(data.dtype))
+                kind = ir.DataType.from_numpy(data.dtype)
+                value = add_array(model.graph, f"{out.name}_folded", data, kind, taken)
                 out.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
         count += 1

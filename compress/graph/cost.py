@@ -1,6 +1,7 @@
 """What a model costs: parameters, non-zeros, multiply-accumulates and weight bytes, in all and per node.
 
-MACs are counted for one forward pass at the given input shapes; reports print FLOPs = 2 x MACs beside them.
+MACs are counted for one forward pass at the given input shapes; reports print FLOPs = 2 x MACs beside them. Quantised
+weights are parameters, their scales and zero points are not; the bytes of all count.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
@@ -20,7 +22,12 @@ from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 Shape = Sequence[int | None]
 ShapeOf = Callable[[ir.Value | None], Shape | None]
 # Inputs 3 and 4 of BatchNormalization are statistics, not parameters (PyTorch calls them buffers).
-_STATISTICS = {"BatchNormalization": frozenset({3, 4})}
+_STATISTICS = {
+    "BatchNormalization": frozenset({3, 4}),
+    "QuantizeLinear": frozenset({1, 2}),
+    "DequantizeLinear": frozenset({1, 2}),
+}
+_MOVERS = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -109,21 +116,38 @@ def _open_sizes(model: ir.Model, shapes: Shapes, node: ir.Node) -> str:
 def _weights(node: ir.Node, seen: set[int]) -> tuple[int, int, int]:
     """Return parameters, non-zeros and bytes of a node's own initialisers; a shared one counts where first read."""
     params = nonzero = size = 0
-    statistics = _STATISTICS.get(node.op_type, frozenset())
     for position, value in enumerate(node.inputs):
         tensor = stored(value)
-        if tensor is None or id(value) in seen or not _is_weight(tensor, node):
+        if tensor is None or id(value) in seen or not _is_weight(tensor, node, position):
             continue
         seen.add(id(value))
         size += tensor.nbytes
-        if position not in statistics:
+        if is_parameter(tensor, node, position):
             params += int(tensor.size)
-            nonzero += constants.count_nonzero(tensor)
+            nonzero += _nonzero(tensor, node)
     return params, nonzero, size
 
 
-def _is_weight(tensor: ir.TensorProtocol, node: ir.Node) -> bool:
-    return tensor.dtype.is_floating_point() or (node.op_type == "DequantizeLinear" and len(tensor.shape) > 1)
+def is_parameter(tensor: ir.TensorProtocol, node: ir.Node, position: int) -> bool:
+    """Return whether a stored tensor that a node reads there holds parameters, and no statistics, scales or sizes."""
+    return position not in _STATISTICS.get(node.op_type, ()) and _is_weight(tensor, node, position)
+
+
+def _is_weight(tensor: ir.TensorProtocol, node: ir.Node, position: int) -> bool:
+    if tensor.dtype.is_floating_point():
+        return True
+    # Integers that are dequantised: whole numbers read elsewhere are sizes and indices.
+    if position == 0 and node.op_type in _MOVERS:
+        return any(_is_weight(tensor, use.node, use.idx) for use in node.outputs[0].uses())
+    return position in (0, 2) and node.op_type == "DequantizeLinear"
+
+
+def _nonzero(tensor: ir.TensorProtocol, node: ir.Node) -> int:
+    """Count the entries that are not zero; of quantised ones, those that are not at a zero point that all share."""
+    zero = stored(node.inputs[2]) if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
+    if zero is None or zero.size != 1 or not zero.numpy().any():
+        return constants.count_nonzero(tensor)
+    return int(np.count_nonzero(np.asarray(tensor.numpy()) != zero.numpy().reshape(())))
 
 
 def _totals(model: ir.Model) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 
 from onnxprune.graph.labels import Labels, Product, Tracer
 
+CONFLICT = "two reshapes part the same channels differently"
+
 
 def part(tracer: Tracer, labels: np.ndarray, sizes: Sequence[int]) -> list[Labels]:
     """Return labels for the axes that a channel axis is parted into.
@@ -82,8 +84,9 @@ class Grid:
 
 
 def grids(tracer: Tracer, component: np.ndarray) -> list[Grid]:
-    """Return the products of a trace in terms of components, in the order of their creation."""
-    return [Grid(component[p.fine], tuple(component[f] for f in p.factors)) for p in tracer.products]
+    """Return the products of a trace in terms of components, those first whose factors are positions of others."""
+    found = [Grid(component[p.fine], tuple(component[f] for f in p.factors)) for p in tracer.products]
+    return _outermost_first(found, int(component.max(initial=-1)) + 1)
 
 
 def unite_implied(tracer: Tracer, component: np.ndarray) -> bool:
@@ -124,7 +127,7 @@ def freeze_conflicts(found: Sequence[Grid], frozen: dict[int, str]) -> None:
             key = frozenset(int(item) for item in row)
             if placed.setdefault(int(channel), key) != key:
                 for item in (*key, *placed[int(channel)]):
-                    frozen.setdefault(item, "two reshapes part the same channels differently")
+                    frozen.setdefault(item, CONFLICT)
     _freeze_shuffles(found, frozen)
     changed = True
     while changed:
@@ -172,10 +175,13 @@ def propagate(found: Sequence[Grid], keep: np.ndarray) -> None:
 
 
 def owners(found: Sequence[Grid], channels: np.ndarray, count: int) -> np.ndarray:
-    """Return, per component, which of ``channels`` it belongs to, itself or as a grid position; -1 for none."""
+    """Return, per component, which of ``channels`` it belongs to, itself or as a position of a grid of ``found``.
+
+    ``found`` comes as :func:`grids` orders it; -1 stands for none.
+    """
     owner = np.full(count, -1, dtype=np.int64)
     owner[channels] = np.arange(len(channels))
-    for grid in _outermost_first(found, count)[::-1]:
+    for grid in found[::-1]:
         for axis in range(len(grid.factors)):
             spread = grid.spread(axis, owner)
             hit = spread >= 0
@@ -202,7 +208,7 @@ def _outermost_first(found: Sequence[Grid], count: int) -> list[Grid]:
 
 def add_signatures(found: Sequence[Grid], signature: np.ndarray) -> None:
     """Add what a grid's positions touch to its factors, in place."""
-    for grid in _outermost_first(found, len(signature)):
+    for grid in found:
         touched = signature[grid.fine]
         for axis, factor in enumerate(grid.factors):
             others = tuple(i for i in range(grid.fine.ndim) if i != axis)

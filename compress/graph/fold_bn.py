@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from onnxprune.graph import constants
 from onnxprune.graph.attributes import float_attribute, int_attribute
 from onnxprune.graph.cleanup import finish, prepare
 
+Barred = Callable[[Sequence[str]], str | None]
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -19,6 +22,11 @@ class Affine:
 
     scale: np.ndarray
     shift: np.ndarray
+
+
+def nothing_barred(names: Sequence[str]) -> str | None:
+    """Let every BatchNormalization be folded."""
+    return None
 
 
 def affine(node: ir.Node, version: int) -> Affine | str:
@@ -40,8 +48,13 @@ def affine(node: ir.Node, version: int) -> Affine | str:
     return Affine(scale, beta - scale * mean)
 
 
-def fold_batch_norms(model: ir.Model) -> tuple[ir.Model, int, dict[str, str]]:
+def fold_batch_norms(model: ir.Model, barred: Barred = nothing_barred) -> tuple[ir.Model, int, dict[str, str]]:
     """Fold every BatchNormalization that follows Conv, ConvTranspose or Gemm.
+
+    Args:
+        model: the model, which stays as it is.
+        barred: tells from the names of the BatchNormalization and of the node in front of it why the two must stay
+            apart; None where they may be folded.
 
     Returns:
         An equal model, how many nodes were folded, and the reason for each one that was not.
@@ -51,7 +64,7 @@ def fold_batch_norms(model: ir.Model) -> tuple[ir.Model, int, dict[str, str]]:
     skipped: dict[str, str] = {}
     folded = 0
     for node in [n for n in work.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
-        reason = _fold_one(work.graph, node, version)
+        reason = _fold_one(work.graph, node, version, barred)
         if reason is None:
             folded += 1
         else:
@@ -59,10 +72,13 @@ def fold_batch_norms(model: ir.Model) -> tuple[ir.Model, int, dict[str, str]]:
     return finish(work), folded, skipped
 
 
-def _fold_one(graph: ir.Graph, norm: ir.Node, version: int) -> str | None:
+def _fold_one(graph: ir.Graph, norm: ir.Node, version: int, barred: Barred) -> str | None:
     source = norm.inputs[0]
     linear = source.producer() if source is not None else None
     known = linear is not None and linear.domain == "" and linear.op_type in ("Conv", "ConvTranspose", "Gemm")
+    reason = barred([str(node.name) for node in (norm, linear if known else None) if node is not None])
+    if reason is not None:
+        return reason
     if source is None or linear is None or not known:
         return "no Conv, ConvTranspose or Gemm is in front of it"
     if len(source.uses()) > 1 or source.is_graph_output():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import origins
 from onnxprune.graph.rewrites import Rewrite
 from onnxprune.graph.shapes import Shapes
 
@@ -57,10 +58,14 @@ class Product:
 
 
 class Tracer:
-    """The labels of one model while rules walk over it in execution order."""
+    """The labels of one model while rules walk over it in execution order.
 
-    def __init__(self, model: ir.Model, shapes: Shapes) -> None:
+    Nodes named in ``united`` lose the same places of every group, and never a whole group.
+    """
+
+    def __init__(self, model: ir.Model, shapes: Shapes, united: frozenset[str] = frozenset()) -> None:
         self.model = model
+        self.united = united
         self.version = model.opset_imports.get("", 1)
         self.shapes = shapes
         self.labels: dict[ir.Value, list[Labels]] = {}
@@ -72,6 +77,7 @@ class Tracer:
         self.rewrites: list[Rewrite] = []
         self.products: list[Product] = []
         self.opaque: list[tuple[np.ndarray, str]] = []
+        self.grouped: dict[str, list[np.ndarray]] = {}
         self.count = 0
 
     def shape(self, value: ir.Value | None) -> tuple[int | None, ...] | None:
@@ -117,14 +123,48 @@ class Tracer:
         self.labels[value] = list(labels)
 
     def tie(self, value: ir.Value, axis: int, labels: np.ndarray) -> None:
-        """Label one axis of a stored tensor, uniting with what it carries already."""
+        """Label one axis of a weight and of all that it is made from, uniting with what they carry already."""
         axes = self.axes(value)
         self.labels[value] = axes
         known = axes[axis]
-        if known is None:
-            axes[axis] = labels
-        else:
+        if known is not None:
             self.unite(known, labels)
+            return
+        axes[axis] = labels
+        node = None if value.is_initializer() else origins.behind(value)
+        if node is not None:
+            tied, reason = origins.sources(node, axis, self.shapes)
+            for source, along in tied if reason is None else ():
+                self.tie(source, along, labels)
+            if reason is not None:
+                self.freeze(labels, reason)
+
+    def sliceable(self, value: ir.Value | None) -> bool:
+        """Return whether :meth:`tie` may label a value: a stored tensor, or one made from such (dequantised)."""
+        return origins.is_weight(value, self.shapes)
+
+    def consume(self, node: ir.Node, value: ir.Value, axis: int, weight: ir.Value, weight_axis: int) -> None:
+        """Say that a node sums over the channels along an axis of ``value``, each times a slice of ``weight``."""
+        labels = self.axes(value)[axis]
+        if labels is not None:
+            self.tie(weight, weight_axis, labels)
+            self.read(Consumer(node, value, axis, weight, weight_axis))
+
+    def read(self, consumer: Consumer) -> None:
+        """Note a consumer whose weight is tied already; into one behind nodes nothing can be folded."""
+        self.consumers.append(consumer)
+        if not consumer.weight.is_initializer():
+            reason = f"'{consumer.node.name}' has a quantised or converted weight, which takes no correction"
+            self.mark_opaque(self.axes(consumer.weight)[consumer.weight_axis], reason)
+
+    def produce(self, node: ir.Node, weight: ir.Value, axis: int) -> np.ndarray:
+        """Label one axis of a weight as channels that a node makes, and return the labels."""
+        size = (self.shape(weight) or ())[axis]
+        assert size is not None
+        labels = self.fresh(size)
+        self.tie(weight, axis, labels)
+        self.producers.append(Producer(node, weight, axis))
+        return labels
 
     def stored(self, value: ir.Value | None) -> bool:
         """Return whether a value is an initialiser that belongs to one node alone and may be rewritten."""
@@ -145,9 +185,9 @@ class Tracer:
 Rule = Callable[[Tracer, ir.Node], None]
 
 
-def trace(model: ir.Model, shapes: Shapes, rules: dict[str, Rule]) -> Tracer:
+def trace(model: ir.Model, shapes: Shapes, rules: dict[str, Rule], united: frozenset[str] = frozenset()) -> Tracer:
     """Walk over the main graph and return its labels; what no rule knows is frozen with a reason."""
-    tracer = Tracer(model, shapes)
+    tracer = Tracer(model, shapes, united)
     for node in model.graph:
         rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):

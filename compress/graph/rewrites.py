@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph import constants
 from onnxprune.graph.names import free_name, node_names, value_names
 
+_LOWEST = -(2**63)
 Survivors = Callable[[np.ndarray], np.ndarray]
 """Labels to a boolean array: which of these positions stay."""
 
@@ -116,6 +117,69 @@ class SplitSizes:
 
 
 @dataclass(frozen=True, eq=False)
+class Steps:
+    """A Slice takes the positions ``taken`` of an axis labelled ``source``, by a step that is not one.
+
+    What stays of them is taken by a step again where it can be, and else picked by a Gather.
+    """
+
+    graph: ir.Graph
+    node: ir.Node
+    position: int
+    axis: int
+    source: np.ndarray
+    taken: range
+
+    def apply(self, survivors: Survivors) -> None:
+        """Rewrite the bounds, or the node."""
+        stays = survivors(self.source)
+        if stays.all():
+            return
+        taken = np.array(self.taken)
+        places = (np.cumsum(stays) - 1)[taken[stays[taken]]]
+        steps = np.unique(np.diff(places))
+        starts = constants.array(self.node.inputs[1])
+        assert starts is not None
+        if len(places) and len(steps) < 2:
+            step = int(steps[0]) if len(steps) else 1
+            last = int(places[-1]) + step
+            # An end of -1 would mean the last position; before the first one is as far below as can be.
+            self._bound(int(places[0]), last if last >= 0 else _LOWEST, step)
+        elif starts.size == 1:
+            self._become_gather(places)
+        else:
+            _insert_gather(self.graph, self.node, 0, self.axis, places)
+            self._bound(0, len(places), 1)
+
+    def _bound(self, *bounds: int) -> None:
+        for place, bound in zip((1, 2, 4), bounds, strict=True):
+            value = self.node.inputs[place]
+            stored = constants.array(value)
+            assert value is not None and stored is not None
+            changed = stored.copy()
+            changed.flat[self.position] = max(bound, int(np.iinfo(stored.dtype).min))
+            constants.set_array(value, changed)
+
+    def _become_gather(self, places: np.ndarray) -> None:
+        index = constants.add_array(self.graph, f"{self.node.name}/taken", places, ir.DataType.INT64)
+        self.node.resize_inputs(2)
+        self.node.replace_input_with(1, index)
+        self.node.op_type = "Gather"
+        self.node.attributes["axis"] = ir.AttrInt64("axis", self.axis)
+
+
+def _insert_gather(graph: ir.Graph, reader: ir.Node, position: int, axis: int, places: np.ndarray) -> None:
+    """Put a Gather of some positions along an axis in front of an input of a node."""
+    stem = f"{reader.name}/input{position}"
+    index = constants.add_array(graph, f"{stem}/kept", places, ir.DataType.INT64)
+    name = free_name(stem, {*value_names(graph), *node_names(graph)})
+    picked = ir.Value(name=name)
+    given = [reader.inputs[position], index]
+    graph.insert_before(reader, ir.Node("", "Gather", given, [ir.AttrInt64("axis", axis)], outputs=[picked], name=name))
+    reader.replace_input_with(position, picked)
+
+
+@dataclass(frozen=True, eq=False)
 class Pick:
     """Input ``position`` of a node is of full size, and the node must read only what stays along ``axis``."""
 
@@ -130,11 +194,4 @@ class Pick:
         stays = survivors(self.labels)
         if stays.all():
             return
-        stem = f"{self.node.name}/input{self.position}"
-        index = constants.add_array(self.graph, f"{stem}/kept", np.flatnonzero(stays), ir.DataType.INT64)
-        name = free_name(stem, {*value_names(self.graph), *node_names(self.graph)})
-        picked = ir.Value(name=name)
-        given = [self.node.inputs[self.position], index]
-        node = ir.Node("", "Gather", given, [ir.AttrInt64("axis", self.axis)], outputs=[picked], name=name)
-        self.graph.insert_before(self.node, node)
-        self.node.replace_input_with(self.position, picked)
+        _insert_gather(self.graph, self.node, self.position, self.axis, np.flatnonzero(stays))

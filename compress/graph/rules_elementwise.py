@@ -95,7 +95,7 @@ def batch_norm(tracer: Tracer, node: ir.Node) -> None:
     """BatchNormalization: scale, bias, mean and variance are cut with the channels of axis 1."""
     labels = tracer.axes(node.inputs[0])
     channel = labels[1] if len(labels) > 1 else None
-    if not all(tracer.stored(value) for value in node.inputs[1:5]):
+    if not all(tracer.sliceable(value) for value in node.inputs[1:5]):
         return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed by the caller")
     if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
         return tracer.refuse(node, "it is in training form (its statistics are read)")
@@ -141,7 +141,7 @@ def _merge(tracer: Tracer, node: ir.Node, values: list[ir.Value], axis: int, siz
     for value, shape in spanning:
         if tracer.axes(value)[axis] is not None:
             continue
-        if not tracer.stored(value):
+        if not tracer.sliceable(value):
             return f"it combines channels with '{value.name}', whose channels cannot be cut"
         tracer.tie(value, len(shape) + axis, first)
     return first

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from onnxprune.graph.attributes import int_attribute, ints_attribute
 from onnxprune.graph.constants import array
-from onnxprune.graph.labels import Labels, Producer, Rule, Tracer
-from onnxprune.graph.rewrites import Entry, Indices, IntsAttribute, SplitSizes
+from onnxprune.graph.labels import Labels, Rule, Tracer
+from onnxprune.graph.rewrites import Entry, Indices, IntsAttribute, SplitSizes, Steps
 
 _SPLIT_AS_INPUT = 13
 _PRIVATE = "is shared with a body, or may be fed by the caller"
@@ -32,7 +32,7 @@ def concat(tracer: Tracer, node: ir.Node) -> None:
         labelled = [labels for labels in known if labels is not None]
         for value, labels in zip(values, known, strict=True):
             if labelled and labels is None:
-                if not tracer.stored(value):
+                if not tracer.sliceable(value):
                     return tracer.refuse(node, f"it joins them with '{value.name}', whose channels cannot be cut")
                 tracer.tie(value, position, labelled[0])
         for other in labelled[1:]:
@@ -55,7 +55,7 @@ def _joined(tracer: Tracer, node: ir.Node, values: list[ir.Value], known: list[L
         if size is None:
             return None
         fixed = tracer.fresh(size)
-        if tracer.stored(value):
+        if tracer.sliceable(value):
             tracer.tie(value, axis, fixed)
         tracer.freeze(fixed, f"'{node.name}' joins '{value.name}', whose channels cannot be cut")
         parts.append(fixed)
@@ -101,50 +101,34 @@ def _split_sizes(tracer: Tracer, node: ir.Node, parts: tuple[np.ndarray, ...]) -
 
 
 def slice_(tracer: Tracer, node: ir.Node) -> None:
-    """Slice: a stretch of a channel axis is a stretch of its labels, and the stored bounds follow."""
-    value, out = node.inputs[0], node.outputs[0]
-    labels = list(tracer.axes(value))
-    before, after = tracer.shape(value) or (), tracer.shape(out) or ()
-    touched = [i for i, known in enumerate(labels) if known is not None and before[i] != after[i]]
-    if not touched:
-        kept = [known if _same(before[i], after[i]) else None for i, known in enumerate(labels)]
-        return _through_slice(tracer, node, out, kept)
+    """Slice: takes a stretch of a channel axis, or every so many, or all in reverse; the stored bounds follow.
+
+    Bounds that span an axis span it after a cut too, for they are clamped.
+    """
+    labels = list(tracer.axes(node.inputs[0]))
+    after = tracer.shape(node.outputs[0]) or ()
     found = _slice_bounds(tracer, node, len(labels))
     if isinstance(found, str):
-        return tracer.refuse(node, found)
+        listed = array(node.inputs[3]) if len(node.inputs) > 3 else None
+        named = range(len(labels)) if listed is None else [int(axis) % len(labels) for axis in listed.flat]
+        if any(labels[axis] is not None for axis in named):
+            return tracer.refuse(node, found)
+        found = {}
     for axis, (position, start, end, step) in found.items():
         known = labels[axis]
         if known is None:
             continue
-        if step != 1:
-            return tracer.refuse(node, "it takes every so many channels")
-        first, last, _ = slice(start, end, 1).indices(len(known))
-        labels[axis] = known[first:last]
-        reason = _rewrite_bounds(tracer, node, position, known[:first], known[: max(first, last)])
+        first, last, _ = slice(start, end, step).indices(len(known))
+        if (first, last, step) == (0, len(known), 1):
+            continue
+        taken = known[first : None if last < 0 else last : step]
+        labels[axis] = taken
+        if len(taken) != after[axis]:
+            return tracer.refuse(node, "its bounds and the shape of its output do not agree")
+        reason = _rewrite_bounds(tracer, node, position, axis, known, range(first, last, step))
         if reason is not None:
             return tracer.refuse(node, reason)
-    tracer.give(out, labels)
-    return None
-
-
-def _same(a: int | None, b: int | None) -> bool:
-    return a is not None and a == b
-
-
-def _through_slice(tracer: Tracer, node: ir.Node, out: ir.Value, labels: list[Labels]) -> None:
-    """A slice of other axes: bounds that span a channel axis span it after a cut too, for they are clamped."""
-    found = _slice_bounds(tracer, node, len(labels))
-    if isinstance(found, str):
-        listed = array(node.inputs[3]) if len(node.inputs) > 3 else None
-        named = range(len(labels)) if listed is None else [int(axis) for axis in listed.flat]
-        if any(labels[axis] is not None for axis in named):
-            return tracer.refuse(node, found)
-    else:
-        for axis, (_, start, end, step) in found.items():
-            known = labels[axis]
-            if known is not None and slice(start, end, step).indices(len(known)) != (0, len(known), 1):
-                return tracer.refuse(node, "it reorders the channels")
-    tracer.give(out, labels)
+    tracer.give(node.outputs[0], labels)
     return None
 
 
@@ -170,17 +154,24 @@ def _slice_bounds(tracer: Tracer, node: ir.Node, rank: int) -> dict[int, tuple[i
     }
 
 
-def _rewrite_bounds(tracer: Tracer, node: ir.Node, position: int, before: np.ndarray, until: np.ndarray) -> str | None:
-    """Note that a start counts the channels before it and an end those until it."""
+def _rewrite_bounds(
+    tracer: Tracer, node: ir.Node, position: int, axis: int, known: np.ndarray, taken: range
+) -> str | None:
+    """Note that a start counts the channels before it and an end those until it; steps are worked out anew."""
+    until = known[: max(taken.start, taken.stop)]
     if "starts" in node.attributes:
-        tracer.rewrites.append(IntsAttribute(node, "starts", position, before))
+        tracer.rewrites.append(IntsAttribute(node, "starts", position, known[: taken.start]))
         tracer.rewrites.append(IntsAttribute(node, "ends", position, until))
         return None
-    starts, ends = node.inputs[1], node.inputs[2]
-    if starts is None or ends is None or not tracer.stored(starts) or not tracer.stored(ends):
+    bounds = [node.inputs[i] for i in ((1, 2) if taken.step == 1 else (1, 2, 4))]
+    if not all(tracer.stored(value) for value in bounds):
         return f"its tensor of bounds {_PRIVATE}"
-    tracer.rewrites.append(Entry(starts, position, before))
-    tracer.rewrites.append(Entry(ends, position, until))
+    assert bounds[0] is not None and bounds[1] is not None
+    if taken.step == 1:
+        tracer.rewrites.append(Entry(bounds[0], position, known[: taken.start]))
+        tracer.rewrites.append(Entry(bounds[1], position, until))
+    else:
+        tracer.rewrites.append(Steps(tracer.model.graph, node, position, axis, known, taken))
     return None
 
 
@@ -193,14 +184,9 @@ def gather(tracer: Tracer, node: ir.Node) -> None:
     if any(known is not None for known in tracer.axes(indices)):
         return tracer.refuse(node, "its indices carry channels")
     labels = list(tracer.axes(data))
-    if tracer.stored(data) and len(shape) == 2:
+    if tracer.sliceable(data) and len(shape) == 2:
         other = 1 - axis
-        size = shape[other]
-        assert size is not None
-        columns = tracer.fresh(size)
-        labels[other] = columns
-        tracer.tie(data, other, columns)
-        tracer.producers.append(Producer(node, data, other))
+        labels[other] = tracer.produce(node, data, other)
     known = labels[axis]
     inside: list[Labels] = [None] * len(picked)
     stored = array(indices)

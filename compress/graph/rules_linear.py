@@ -1,190 +1,109 @@
-"""Label rules of the operators that sum over channels: convolutions and matrix products."""
+"""Label rules of convolutions, plain, grouped, depthwise and transposed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import factors
 from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.labels import Consumer, Labels, Producer, Rule, Tracer
 from onnxprune.graph.rewrites import IntAttribute
 
 _SLIDES = "it slides over an axis that carries channels"
-
-
-def _bias_ok(tracer: Tracer, bias: ir.Value | None) -> bool:
-    return bias is None or tracer.stored(bias)
-
-
-def _input(node: ir.Node, position: int) -> ir.Value | None:
-    return node.inputs[position] if position < len(node.inputs) else None
-
-
-def _consume(tracer: Tracer, node: ir.Node, value: ir.Value, axis: int, weight: ir.Value, weight_axis: int) -> None:
-    labels = tracer.axes(value)[axis]
-    if labels is not None:
-        tracer.tie(weight, weight_axis, labels)
-        tracer.consumers.append(Consumer(node, value, axis, weight, weight_axis))
-
-
-def _produce(tracer: Tracer, node: ir.Node, weight: ir.Value, axis: int) -> Labels:
-    shape = tracer.shape(weight)
-    assert shape is not None
-    size = shape[axis]
-    assert size is not None
-    labels = tracer.fresh(size)
-    tracer.tie(weight, axis, labels)
-    tracer.producers.append(Producer(node, weight, axis))
-    return labels
+_NOT_OWN = "its weight or bias is computed, shared with a body, or may be fed by the caller"
 
 
 def conv(tracer: Tracer, node: ir.Node) -> None:
     """Conv: W[O, I/g, k...]; group 1 ties inputs to axis 1, depthwise unites input and output channels."""
-    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
+    _convolve(tracer, node, in_axis=1)
+
+
+def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
+    """ConvTranspose: W[I, O/g, k...], so that inputs lie along axis 0."""
+    _convolve(tracer, node, in_axis=0)
+
+
+def _convolve(tracer: Tracer, node: ir.Node, in_axis: int) -> None:
+    value, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert value is not None and weight is not None
-    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
+    if not all(tracer.sliceable(item) for item in (weight, bias) if item is not None):
+        return tracer.refuse(node, _NOT_OWN)
     shape, given = tracer.shape(weight), tracer.shape(value)
-    assert shape is not None
-    for labels in tracer.axes(value)[2:]:
+    assert shape is not None and shape[0] is not None and shape[1] is not None
+    inputs = tracer.axes(value)
+    for labels in inputs[2:]:
         tracer.hold(node, labels, _SLIDES)
     groups = int_attribute(node, "group", 1)
     channels = given[1] if given is not None else None
-    if groups < 1 or (shape[0] or 0) % groups or (channels is not None and channels != groups * (shape[1] or 0)):
+    reads = shape[0] if in_axis == 0 else groups * shape[1]
+    if groups < 1 or shape[0] % groups or (channels is not None and channels != reads):
         return tracer.refuse(node, f"its {groups} groups do not fit the channels of its input and weight")
-    inputs = tracer.axes(value)
+    each = shape[1] if in_axis == 0 else shape[0] // groups
+    produced: Labels
     if groups == 1:
-        _consume(tracer, node, value, 1, weight, 1)
-        produced = _produce(tracer, node, weight, 0)
-    elif shape[1] == 1 and channels == groups:
-        produced = _depthwise(tracer, node, value, weight, groups)
+        tracer.consume(node, value, 1, weight, in_axis)
+        produced = tracer.produce(node, weight, 1 - in_axis)
+    elif reads == groups and (each == 1 or inputs[1] is not None):
+        produced = _depthwise(tracer, node, inputs[1], weight, each)
     else:
-        produced = _grouped(tracer, node, value, weight, groups)
+        produced = _grouped(tracer, node, value, weight, in_axis, groups)
     if bias is not None and produced is not None:
         tracer.tie(bias, 0, produced)
-    tracer.give(node.outputs[0], [inputs[0], produced, *[None] * (len(inputs) - 2)])
-    return None
+    return tracer.give(node.outputs[0], [inputs[0], produced, *[None] * (len(inputs) - 2)])
 
 
-def _depthwise(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value, groups: int) -> Labels:
-    labels = tracer.axes(value)[1]
-    shape = tracer.shape(weight)
-    assert shape is not None and shape[0] is not None
+def _depthwise(tracer: Tracer, node: ir.Node, labels: Labels, weight: ir.Value, each: int) -> Labels:
+    """Every input channel makes ``each`` outputs of its own and goes with them."""
     if labels is None:
         return None
-    repeated = labels.repeat(shape[0] // groups)
-    tracer.tie(weight, 0, repeated)
+    repeated = labels.repeat(each)
+    # Along axis 0 a transposed convolution's weight has inputs, a plain one's outputs.
+    size = (tracer.shape(weight) or ())[0]
+    tracer.tie(weight, 0, repeated if size == len(repeated) else labels)
     tracer.rewrites.append(IntAttribute(node, "group", labels))
     return repeated
 
 
-def _grouped(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value, groups: int) -> Labels:
-    """A grouped convolution: W[O, I/g, k...]; every group loses the same places, on both sides.
+def _grouped(tracer: Tracer, node: ir.Node, value: ir.Value, weight: ir.Value, in_axis: int, groups: int) -> np.ndarray:
+    """A grouped convolution: channels are a grid of groups and places, both of inputs and of outputs.
 
-    The weight's axis 1 is read by all groups, so place j of every input block is one channel; equal blocks of
-    outputs follow from uniting place j of every output block.
+    A group goes with its inputs and its outputs. One axis of the weight holds whole blocks, of outputs (of inputs
+    when transposed); the other is read by all groups, so that a place goes in every group at once.
     """
+    first, second = (size or 0 for size in (tracer.shape(weight) or ())[:2])
+    reads, makes = (first // groups, second) if in_axis == 0 else (second, first // groups)
     labels = tracer.axes(value)[1]
+    rows: Labels = None
     if labels is not None:
-        blocks = labels.reshape(groups, -1)
-        tracer.unite(blocks.ravel(), np.tile(blocks[0], groups))
-        tracer.tie(weight, 1, blocks[0])
-        tracer.consumers.append(Consumer(node, value, 1, weight, 1, groups))
-    produced = _produce(tracer, node, weight, 0)
+        rows, places = _blocks(tracer, node, labels, [groups, reads])
+        along = labels if in_axis == 0 else places
+        if along is not None:
+            tracer.tie(weight, in_axis, along)
+        if places is not None:
+            tracer.read(Consumer(node, value, 1, weight, in_axis, groups))
+        if rows is not None:
+            tracer.rewrites.append(IntAttribute(node, "group", rows))
+        tracer.grouped[str(node.name)] = [known for known in (rows, places) if known is not None]
+    made = tracer.fresh(makes)
+    # A group with a single output is that output.
+    produced = factors.join(tracer, [rows, made if makes > 1 or rows is None else None], [groups, makes])
     assert produced is not None
-    blocks = produced.reshape(groups, -1)
-    tracer.unite(blocks.ravel(), np.tile(blocks[0], groups))
+    tracer.tie(weight, 1 - in_axis, made if in_axis == 0 else produced)
+    tracer.producers.append(Producer(node, weight, 1 - in_axis))
+    tracer.grouped.setdefault(str(node.name), []).append(made)
     return produced
 
 
-def conv_transpose(tracer: Tracer, node: ir.Node) -> None:
-    """ConvTranspose with one group: W[I, O, k...]."""
-    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
-    assert value is not None and weight is not None
-    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
-    inputs = tracer.axes(value)
-    for known in inputs[2:]:
-        tracer.hold(node, known, _SLIDES)
-    if int_attribute(node, "group", 1) != 1:
-        return tracer.refuse(node, "grouped transposed convolution")
-    _consume(tracer, node, value, 1, weight, 0)
-    labels = _produce(tracer, node, weight, 1)
-    if bias is not None and labels is not None:
-        tracer.tie(bias, 0, labels)
-    tracer.give(node.outputs[0], [inputs[0], labels, *[None] * (len(inputs) - 2)])
-    return None
+def _blocks(tracer: Tracer, node: ir.Node, labels: np.ndarray, sizes: Sequence[int]) -> list[Labels]:
+    """Return labels of the groups and of the places in them; only places where whole groups cannot go."""
+    if node.name not in tracer.united:
+        return factors.part(tracer, labels, sizes)
+    blocks = labels.reshape(sizes)
+    tracer.unite(blocks.ravel(), np.tile(blocks[0], sizes[0]))
+    return [None, blocks[0]]
 
 
-def gemm(tracer: Tracer, node: ir.Node) -> None:
-    """Gemm: A[M, K] times B[K, N] (or B[N, K] with transB), plus C broadcast to [M, N]."""
-    value, weight, bias = node.inputs[0], node.inputs[1], _input(node, 2)
-    assert value is not None and weight is not None
-    if not tracer.stored(weight) or not _bias_ok(tracer, bias):
-        return tracer.refuse(node, "its weight or bias is computed, shared with a body, or may be fed by the caller")
-    if int_attribute(node, "transA", 0):
-        return tracer.refuse(node, "its input is transposed (transA)")
-    if tracer.axes(value)[0] is not None:
-        return tracer.refuse(node, "the rows of its input carry channels")
-    out_axis, in_axis = (0, 1) if int_attribute(node, "transB", 0) else (1, 0)
-    _consume(tracer, node, value, 1, weight, in_axis)
-    labels = _produce(tracer, node, weight, out_axis)
-    shape = tracer.shape(bias) if bias is not None else None
-    if bias is not None and shape and labels is not None and shape[-1] == len(labels):
-        tracer.tie(bias, len(shape) - 1, labels)
-    tracer.give(node.outputs[0], [None, labels])
-    return None
-
-
-def matmul(tracer: Tracer, node: ir.Node) -> None:
-    """MatMul with one stored matrix, on either side: X[..., K] W[K, N] or W[M, K] X[..., K, N]."""
-    left, right = node.inputs
-    assert left is not None and right is not None
-    weight, value = (right, left) if tracer.stored(right) else (left, right)
-    shape, given = tracer.shape(weight), tracer.shape(value)
-    if tracer.stored(weight) and tracer.stored(value):
-        return tracer.refuse(node, "both operands are stored")
-    if not tracer.stored(weight):
-        return _product(tracer, node, left, right)
-    if shape is None or given is None or len(shape) != 2 or len(given) < 2:
-        return tracer.refuse(node, "its operands are not a stored matrix and a tensor of two axes or more")
-    labels = list(tracer.axes(value))
-    if weight is right:
-        _consume(tracer, node, value, len(given) - 1, weight, 0)
-        labels[-1] = _produce(tracer, node, weight, 1)
-    else:
-        _consume(tracer, node, value, len(given) - 2, weight, 1)
-        labels[-2] = _produce(tracer, node, weight, 0)
-    tracer.give(node.outputs[0], labels)
-    return None
-
-
-def _product(tracer: Tracer, node: ir.Node, left: ir.Value, right: ir.Value) -> None:
-    """MatMul of two computed tensors (attention): what is summed over is cut on both sides, the rest goes through."""
-    shapes = [tracer.shape(left) or (), tracer.shape(right) or ()]
-    if min(len(shape) for shape in shapes) < 2:
-        return tracer.refuse(node, "an operand is a vector")
-    a, b = list(tracer.axes(left)), list(tracer.axes(right))
-    if (a[-1] is None) != (b[-2] is None):
-        return tracer.refuse(node, "it sums over channels of which one operand's cannot be cut")
-    if a[-1] is not None and b[-2] is not None:
-        tracer.unite(a[-1], b[-2])
-        tracer.mark_opaque(a[-1], f"'{node.name}' multiplies them with other computed channels")
-    rank = max(len(shape) for shape in shapes)
-    batch: list[Labels] = []
-    for axis in range(-rank, -2):
-        known = []
-        for labels, shape in zip((a, b), shapes, strict=True):
-            if len(shape) >= -axis and shape[axis] != 1:
-                known.append(labels[axis])
-        labelled = [labels for labels in known if labels is not None]
-        if labelled and len(labelled) < len(known):
-            return tracer.refuse(node, "a batch axis carries channels of which one operand's cannot be cut")
-        for other in labelled[1:]:
-            tracer.unite(labelled[0], other)
-        batch.append(labelled[0] if labelled else None)
-    tracer.give(node.outputs[0], [*batch, a[-2], b[-1]])
-    return None
-
-
-RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul}
+RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose}

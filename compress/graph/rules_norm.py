@@ -20,7 +20,7 @@ def instance_norm(tracer: Tracer, node: ir.Node) -> None:
         tracer.hold(node, known, "InstanceNormalization over the channel axis mixes channels")
     if channel is not None:
         for value in node.inputs[1:3]:
-            if value is None or not tracer.stored(value):
+            if value is None or not tracer.sliceable(value):
                 return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed")
         for value in node.inputs[1:3]:
             assert value is not None
@@ -38,7 +38,7 @@ def group_norm(tracer: Tracer, node: ir.Node) -> None:
     if channel is None:
         tracer.give(node.outputs[0], labels)
         return None
-    if not all(tracer.stored(value) for value in node.inputs[1:3]):
+    if not all(tracer.sliceable(value) for value in node.inputs[1:3]):
         return tracer.refuse(node, "its parameters are computed, shared with a body, or may be fed")
     groups = int_attribute(node, "num_groups", 1)
     first = channel.reshape(groups, -1)[:, 0]

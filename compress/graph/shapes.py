@@ -21,7 +21,10 @@ def true_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def _light(model: ir.Model) -> ir.Model:
-    """Return a clone without large weights and without shapes of intermediate values."""
+    """Return a clone without large weights and without shapes of intermediate values.
+
+    Inference knows nothing of an operator without a schema: what the model declares of its outputs stays.
+    """
     light = model.clone()
     constants.unlist_initializers(light)
     light.ir_version = max(light.ir_version, constants.LISTED_BEFORE)
@@ -38,9 +41,32 @@ def _light(model: ir.Model) -> ir.Model:
     for node in graph.all_nodes():
         if node.op_type == "GroupNormalization" and node.domain == "":
             _stand_in(node)
+        if is_foreign(light, node):
+            continue
         for value in node.outputs:
             value.shape = None
     return light
+
+
+def is_foreign(model: ir.Model, node: ir.Node) -> bool:
+    """Return whether neither ONNX nor the model's own functions define a node's operator."""
+    if node.domain == "" or node.op_identifier() in model.functions:
+        return False
+    return not onnx.defs.has(node.op_type, node.domain)
+
+
+def _bind(light: ir.Model, inputs: Mapping[str, Sequence[int]]) -> None:
+    """Write the sizes that the given inputs have for symbols into what foreign nodes declare, in place."""
+    sizes = {
+        symbol.value: size
+        for value in light.graph.inputs
+        for symbol, size in zip(value.shape or (), inputs.get(str(value.name), ()), strict=False)
+        if isinstance(symbol, ir.SymbolicDim) and symbol.value is not None
+    }
+    for node in light.graph.all_nodes():
+        for value in node.outputs if is_foreign(light, node) else ():
+            if value.shape is not None:
+                value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(d.value or "") for d in value.shape])
 
 
 def _stand_in(node: ir.Node) -> None:
@@ -66,6 +92,7 @@ def concrete_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> Sha
     A size that inference cannot find is None; a value of unknown rank is absent.
     """
     light = _light(model)
+    _bind(light, inputs)
     for value in light.graph.inputs:
         if value.name in inputs:
             value.shape = ir.Shape(list(inputs[str(value.name)]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -16,22 +16,26 @@ from onnxprune.graph import (
     rules_elementwise,
     rules_join,
     rules_linear,
+    rules_matrix,
     rules_norm,
+    rules_quantized,
     rules_recurrent,
     rules_shape,
 )
-from onnxprune.graph.cost import lookup, measure, node_macs
+from onnxprune.graph.cost import is_parameter, lookup, measure, node_macs
 from onnxprune.graph.factors import Grid
 from onnxprune.graph.labels import Consumer, Labels, Producer, Rule, Tracer, trace
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 
 RULES: dict[str, Rule] = {
     **rules_linear.RULES,
+    **rules_matrix.RULES,
     **rules_elementwise.RULES,
     **rules_shape.RULES,
     **rules_join.RULES,
     **rules_norm.RULES,
     **rules_recurrent.RULES,
+    **rules_quantized.RULES,
 }
 # Symbolic sizes become these numbers during analysis: large primes do not meet a real size by accident.
 _PRIMES = (7919, 7907, 7901, 7883, 7879, 7877, 7873, 7867)
@@ -66,6 +70,7 @@ class Analysis:
     component: np.ndarray
     grids: tuple[Grid, ...]
     spaces: tuple[ChannelSpace, ...]
+    _times: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def prunable(self) -> tuple[ChannelSpace, ...]:
@@ -95,35 +100,54 @@ class Analysis:
 
     def positions(self, space: ChannelSpace, labels: Labels) -> np.ndarray:
         """Return, per position of a labelled axis, which channel of ``space`` it belongs to; -1 for none."""
-        return np.asarray(self._owners(space)[self.channels_of(labels)])
+        return np.asarray(self.owners(space)[self.channels_of(labels)])
 
-    def _owners(self, space: ChannelSpace) -> np.ndarray:
+    def left(self, labels: np.ndarray, keep: np.ndarray) -> int:
+        """Return how many positions stay of an axis that carries ``labels`` of this trace; ``keep`` as above."""
+        found = self._times.get(id(labels))
+        if found is None:
+            times = np.bincount(self.component[labels])
+            channels = np.flatnonzero(times)
+            found = self._times[id(labels)] = channels, times[channels]
+        return int(found[1][keep[found[0]]].sum())
+
+    def owners(self, space: ChannelSpace) -> np.ndarray:
+        """Return, per component, which channel of ``space`` it belongs to; -1 for none."""
         return factors.owners(self.grids, space.channels, int(self.component.max(initial=-1)) + 1)
 
     def opaque(self, space: ChannelSpace) -> str | None:
         """Return where nothing can make up for channels of ``space`` that go, or None."""
-        inside = self._owners(space) >= 0
+        inside = self.owners(space) >= 0
         return next((reason for labels, reason in self.tracer.opaque if inside[self.channels_of(labels)].any()), None)
-
-    def is_grid(self, labels: Labels) -> bool:
-        """Return whether positions of a labelled axis belong to a grid, so that they follow its rows and columns."""
-        count = int(self.component.max(initial=-1)) + 1
-        return bool(factors.governed(self.grids, count)[self.channels_of(labels)].any())
 
 
 def analyse(model: ir.Model) -> Analysis:
     """Find the channel spaces of a prepared model (see ``cleanup.prepare``)."""
-    tracer = trace(model, concrete_shapes(model, _analysis_inputs(model)), RULES)
-    component = _components(tracer)
-    while factors.unite_implied(tracer, component):
+    shapes = concrete_shapes(model, _analysis_inputs(model))
+    united: frozenset[str] = frozenset()
+    while True:
+        tracer = trace(model, shapes, RULES, united)
         component = _components(tracer)
-    grids = factors.grids(tracer, component)
-    frozen: dict[int, str] = {}
-    for labels, reason in tracer.frozen:
-        for channel in np.unique(component[labels]):
-            frozen.setdefault(int(channel), reason)
-    factors.freeze_conflicts(grids, frozen)
-    return Analysis(model, tracer, component, tuple(grids), _spaces(tracer, component, grids, frozen))
+        while factors.unite_implied(tracer, component):
+            component = _components(tracer)
+        grids = factors.grids(tracer, component)
+        frozen: dict[int, str] = {}
+        for labels, reason in tracer.frozen:
+            for channel in np.unique(component[labels]):
+                frozen.setdefault(int(channel), reason)
+        factors.freeze_conflicts(grids, frozen)
+        clashing = _clashing(tracer, component, frozen) - united
+        if not clashing:
+            return Analysis(model, tracer, component, tuple(grids), _spaces(tracer, component, grids, frozen))
+        # Where the groups of a convolution and another reshape part its channels differently, only places go.
+        united |= clashing
+
+
+def _clashing(tracer: Tracer, component: np.ndarray, frozen: Mapping[int, str]) -> frozenset[str]:
+    """Return the grouped convolutions of which something is frozen because channels are parted in two ways."""
+    stuck = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
+    stuck[[channel for channel, reason in frozen.items() if reason == factors.CONFLICT]] = True
+    return frozenset(name for name, axes in tracer.grouped.items() if any(stuck[component[a]].any() for a in axes))
 
 
 def _analysis_inputs(model: ir.Model) -> dict[str, list[int]]:
@@ -162,11 +186,16 @@ def _spaces(
     count = int(component.max(initial=-1)) + 1
     signature = np.zeros(count, dtype=np.uint64)
     hashes = np.random.default_rng(0)
+    # Operators hand labels on as they are: equal arrays are counted once, under the sum of their axes' hashes.
+    shared: dict[int, tuple[np.ndarray, int]] = {}
     for axes in tracer.labels.values():
         for labels in axes:
             if labels is not None:
-                times = np.bincount(component[labels], minlength=count).astype(np.uint64)
-                signature += times * np.uint64(hashes.integers(1, 2**63))
+                _, before = shared.get(id(labels), (labels, 0))
+                shared[id(labels)] = labels, before + int(hashes.integers(1, 2**63))
+    for labels, weight in shared.values():
+        times = np.bincount(component[labels], minlength=count).astype(np.uint64)
+        signature += times * np.uint64(weight % 2**64)
     factors.add_signatures(grids, signature)
     governed = factors.governed(grids, count)
     groups: dict[tuple[int, str | None], list[int]] = {}
@@ -215,7 +244,7 @@ def predicted_shapes(analysis: Analysis, shapes: Shapes, kept: Mapping[str, Sequ
         sizes = list(known)
         for axis, labels in enumerate(axes):
             if labels is not None:
-                sizes[axis] = int(keep[analysis.component[labels]].sum())
+                sizes[axis] = analysis.left(labels, keep)
         result[str(value.name)] = tuple(sizes)
     return result
 
@@ -236,7 +265,7 @@ def parameter_counter(analysis: Analysis) -> Callable[[Mapping[str, Sequence[int
     stored = [
         (value.const_value.shape.numpy(), axes)
         for value, axes in analysis.tracer.labels.items()
-        if value.is_initializer() and value.const_value is not None and _counts_as_parameter(value)
+        if value.is_initializer() and value.const_value is not None and counts_as_parameter(value)
     ]
 
     def count(kept: Mapping[str, Sequence[int] | np.ndarray]) -> int:
@@ -244,7 +273,7 @@ def parameter_counter(analysis: Analysis) -> Callable[[Mapping[str, Sequence[int
         gone = 0
         for before, axes in stored:
             after = [
-                size if labels is None else int(keep[analysis.component[labels]].sum())
+                size if labels is None else analysis.left(labels, keep)
                 for size, labels in zip(before, axes, strict=True)
             ]
             gone += math.prod(before) - math.prod(after)
@@ -253,8 +282,7 @@ def parameter_counter(analysis: Analysis) -> Callable[[Mapping[str, Sequence[int
     return count
 
 
-def _counts_as_parameter(value: ir.Value) -> bool:
-    """Statistics of BatchNormalization and stored shapes are no parameters."""
-    if value.dtype is None or not value.dtype.is_floating_point():
-        return False
-    return not any(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in value.uses())
+def counts_as_parameter(value: ir.Value) -> bool:
+    """Return whether an initialiser holds parameters: no statistics, no scales, no stored shapes."""
+    tensor = value.const_value
+    return tensor is not None and all(is_parameter(tensor, use.node, use.idx) for use in value.uses())

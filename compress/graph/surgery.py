@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import BackendError
-from onnxprune.graph import constants
+from onnxprune.graph import constants, origins
 from onnxprune.graph.labels import Consumer
 from onnxprune.graph.spaces import Analysis
 
@@ -89,8 +89,11 @@ def set_weight_rows(consumer: Consumer, shape: Layout, rows: np.ndarray) -> None
 
 
 def axis_norms(weight: ir.Value, axis: int, order: int = 2) -> np.ndarray:
-    """Return the norm (L2, or L1 with ``order`` 1) of a weight's slice at every position of ``axis``."""
-    data = constants.array(weight)
+    """Return the norm (L2, or L1 with ``order`` 1) of a weight's slice at every position of ``axis``.
+
+    A quantised weight counts with the values that it stands for.
+    """
+    data = origins.values(weight)
     assert data is not None
     rows = np.moveaxis(data, axis, 0)
     # In blocks: a large weight must not stand in memory a second time as float64.
@@ -100,7 +103,7 @@ def axis_norms(weight: ir.Value, axis: int, order: int = 2) -> np.ndarray:
         for start in range(0, len(rows), step)
     ]
     del data, rows
-    constants.release(weight.const_value)
+    constants.release(weight.const_value)  # of an initialiser; a computed weight has none
     return np.concatenate(norms)
 
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.graph import constants
 from onnxprune.graph.attributes import int_attribute
+from onnxprune.graph.names import value_names
 
 Entry = int | str
 Vector = list[Entry]
@@ -27,11 +28,11 @@ def write_out(model: ir.Model) -> int:
     Returns how many tensors were stored. Shapes of the model's values must be inferred.
     """
     known: dict[ir.Value, Vector | None] = {}
-    count = 0
+    count, taken = 0, value_names(model.graph)
     for node in model.graph:
         if node.outputs and node.domain == "" and _is_vector(node.outputs[0]):
             known[node.outputs[0]] = _vector(node, known)
-        count += _store_static(model, node, known)
+        count += _store_static(model, node, known, taken)
         if node.domain != "" or node.op_type not in ("Reshape", "Expand") or len(node.inputs) < 2:
             continue
         target = node.inputs[1]
@@ -41,14 +42,13 @@ def write_out(model: ir.Model) -> int:
         stored = None if entries is None else _stored(node, entries)
         if stored is not None:
             data = np.array(stored, dtype=np.int64)
-            node.replace_input_with(
-                1, constants.add_array(model.graph, f"{target.name}_stored", data, ir.DataType.INT64)
-            )
+            name = f"{target.name}_stored"
+            node.replace_input_with(1, constants.add_array(model.graph, name, data, ir.DataType.INT64, taken))
             count += 1
     return count
 
 
-def _store_static(model: ir.Model, node: ir.Node, known: dict[ir.Value, Vector | None]) -> int:
+def _store_static(model: ir.Model, node: ir.Node, known: dict[ir.Value, Vector | None], taken: set[str]) -> int:
     """Replace a result that holds nothing but static sizes (a head's size read off a shape) by a stored tensor."""
     if node.op_type in ("Concat", "Shape") or not node.outputs:
         return 0  # their readers are what matters, and Shape may have others
@@ -59,7 +59,7 @@ def _store_static(model: ir.Model, node: ir.Node, known: dict[ir.Value, Vector |
     if not all(isinstance(entry, int) for entry in entries) or list(shape) not in ([], [len(entries)]):
         return 0
     data = np.array(entries, dtype=out.dtype.numpy()).reshape([len(entries)] * len(shape))
-    value = constants.add_array(model.graph, f"{out.name}_stored", data, out.dtype)
+    value = constants.add_array(model.graph, f"{out.name}_stored", data, out.dtype, taken)
     known[value] = entries
     out.replace_all_uses_with(value)
     return 1

@@ -134,12 +134,14 @@ def mask(analysis: spaces.Analysis, kept: Mapping[str, np.ndarray]) -> None:
     for consumer in analysis.tracer.consumers:
         labels = analysis.tracer.labels[consumer.weight][consumer.weight_axis]
         data = constants.array(consumer.weight)
-        assert data is not None
+        if data is None:
+            _mask_input(analysis, consumer.node, consumer.value, consumer.axis, keep)
+            continue
         staying = keep[analysis.channels_of(labels)]
         shape = [-1 if axis == consumer.weight_axis else 1 for axis in range(data.ndim)]
         constants.set_array(consumer.weight, np.where(staying.reshape(shape), data, np.zeros(1, data.dtype)))
     for node in list(analysis.model.graph):
-        if node.op_type == "MatMul":
+        if node.op_type in ("MatMul", "Gemm"):
             _mask_product(analysis, node, keep)
         elif node.op_type in ("LSTM", "GRU", "RNN"):
             _mask_recurrence(analysis, node.inputs[2], keep)
@@ -147,20 +149,31 @@ def mask(analysis: spaces.Analysis, kept: Mapping[str, np.ndarray]) -> None:
 
 def _mask_product(analysis: spaces.Analysis, node: ir.Node, keep: np.ndarray) -> None:
     """Multiply what a product of two computed tensors sums over by 0 and 1."""
-    left, right = node.inputs
+    left, right = node.inputs[:2]
     assert left is not None and right is not None
-    labels = analysis.tracer.axes(left)[-1]
-    if labels is None or left.is_initializer() or right.is_initializer():
+    turned = "transA" in node.attributes and node.attributes["transA"].as_int()
+    if not left.is_initializer() and not right.is_initializer():
+        _mask_input(analysis, node, left, 0 if turned else max(0, len(analysis.tracer.axes(left)) - 1), keep)
+
+
+def _mask_input(analysis: spaces.Analysis, node: ir.Node, value: ir.Value, axis: int, keep: np.ndarray) -> None:
+    """Multiply an input of a node by 0 and 1 along one axis (a quantised weight cannot hold the zeros itself)."""
+    axes = analysis.tracer.axes(value)
+    labels = axes[axis] if axes else None
+    if labels is None:
         return
     graph = analysis.model.graph
-    kind = left.dtype or analysis.model.graph.inputs[0].dtype
+    kind = value.dtype or analysis.model.graph.inputs[0].dtype
     assert kind is not None
     staying = keep[analysis.channels_of(labels)].astype(kind.numpy())
-    factor = constants.add_array(graph, f"{node.name}/mask", staying, kind)
-    masked = ir.Node("", "Mul", [left, factor], name=f"{node.name}/masked")
-    masked.outputs[0].name = f"{node.name}/masked"
+    staying = staying.reshape([-1 if i == axis else 1 for i in range(len(axes))])
+    position = list(node.inputs).index(value)
+    name = f"{node.name}/mask{position}"
+    factor = constants.add_array(graph, name, staying, kind)
+    masked = ir.Node("", "Mul", [value, factor], name=f"{name}ed")
+    masked.outputs[0].name = f"{name}ed"
     graph.insert_before(node, masked)
-    node.replace_input_with(0, masked.outputs[0])
+    node.replace_input_with(position, masked.outputs[0])
 
 
 def _mask_recurrence(analysis: spaces.Analysis, weight: ir.Value | None, keep: np.ndarray) -> None:
@@ -173,9 +186,23 @@ def _mask_recurrence(analysis: spaces.Analysis, weight: ir.Value | None, keep: n
     constants.set_array(weight, np.where(keep[analysis.channels_of(labels[2])], data, np.zeros(1, data.dtype)))
 
 
+Runner = Callable[..., dict[str, np.ndarray]]
+
+
 @pytest.fixture
-def cut_equals_masked(run_model: Callable[..., dict[str, np.ndarray]]) -> Callable[..., dict[str, int]]:
+def cut_equals_masked(run_model: Runner) -> Callable[..., dict[str, int]]:
     """Cut a model at random and compare it with the masked dense one; return the widths before the cut."""
+    return compare_by(run_model)
+
+
+@pytest.fixture
+def cut_equals_masked_by() -> Callable[[Runner], Callable[..., dict[str, int]]]:
+    """The same comparison with another way to run models."""
+    return compare_by
+
+
+def compare_by(run_model: Runner) -> Callable[..., dict[str, int]]:
+    """Return the comparison that runs models by ``run_model``."""
 
     def check(proto: onnx.ModelProto, *, seed: int = 0, tolerance: float = 1e-4) -> dict[str, int]:
         given_bytes = proto.SerializeToString(deterministic=True)

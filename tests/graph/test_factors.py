@@ -251,9 +251,14 @@ def parted_and_joined(n: Any) -> Any:
     return image(n, conv(n, value, 12, 4, "b")), [2, 2, 3]
 
 
-def grouped(n: Any, ins: int, outs: int, groups: int) -> onnx.ModelProto:
+def transposed(n: Any, value: str, ins: int, outs: int, name: str, group: int = 1) -> str:
+    weight = n.weight(ins, outs // group, 2, 2)
+    return str(n.op("ConvTranspose", value, weight, n.weight(outs), strides=[2, 2], group=group, name=name))
+
+
+def grouped(n: Any, ins: int, outs: int, groups: int, layer: Any = conv) -> onnx.ModelProto:
     value = n.op("Relu", n.norm(conv(n, "x", 3, ins, "a", side=1), ins))
-    value = n.op("Relu", n.norm(conv(n, value, ins, outs, "g", group=groups), outs))
+    value = n.op("Relu", n.norm(layer(n, value, ins, outs, "g", group=groups), outs))
     return image(n, head(n, conv(n, value, outs, 4, "b", side=1), 4))
 
 
@@ -270,7 +275,7 @@ def regnet(n: Any) -> Any:
     value = n.op("Relu", conv(n, stem, 6, 12, "a", side=1))
     value = gate(n, n.op("Relu", conv(n, value, 12, 12, "g", group=3)), 12, 3)
     total = n.op("Relu", n.op("Add", stem, conv(n, value, 12, 6, "b", side=1)))
-    return image(n, head(n, total, 6)), [3, 4, 4, 6]
+    return image(n, head(n, total, 6)), [3, 3, 4, 4, 6]
 
 
 def inverted_bottleneck(n: Any) -> Any:
@@ -292,25 +297,76 @@ def gate_of_features(n: Any) -> Any:
 
 
 def resnext(n: Any) -> Any:
-    """Every group loses the same places, on both sides of the grouped convolution."""
-    return grouped(n, 12, 12, 4), [3, 3, 4]
+    """Whole groups go on both sides of the grouped convolution, and the same places of every group."""
+    return grouped(n, 12, 12, 4), [3, 3, 4, 4]
 
 
 def grouped_and_wider(n: Any) -> Any:
-    return grouped(n, 8, 20, 2), [4, 4, 10]
+    return grouped(n, 8, 20, 2), [2, 4, 4, 10]
 
 
 def grouped_to_one_output_each(n: Any) -> Any:
-    """Places of the inputs may go; a group has one output, so the outputs stay."""
-    return grouped(n, 12, 3, 3), [4, 4]
+    """Groups and places of the inputs may go; an output goes with its group."""
+    return grouped(n, 12, 3, 3), [3, 4, 4]
+
+
+def grouped_transposed(n: Any) -> Any:
+    return grouped(n, 12, 8, 4, transposed), [2, 3, 4, 4]
+
+
+def grouped_transposed_to_one_output_each(n: Any) -> Any:
+    return grouped(n, 12, 3, 3, transposed), [3, 4, 4]
+
+
+def depthwise_transposed(n: Any) -> Any:
+    return grouped(n, 6, 6, 6, transposed), [4, 6]
+
+
+def depthwise_transposed_and_wider(n: Any) -> Any:
+    """Every input channel makes two outputs, which go with it."""
+    return grouped(n, 6, 12, 6, transposed), [4, 6]
+
+
+def groups_of_the_input(n: Any) -> Any:
+    """The graph's input stays, and so do the groups that read it; places of the outputs may go."""
+    value = n.op("Relu", conv(n, "x", 3, 12, "g", group=3))
+    return image(n, head(n, conv(n, value, 12, 4, "b"), 4)), [4, 4]
+
+
+def groups_of_a_repeated_channel(n: Any) -> Any:
+    """Blocks that repeat one channel each: a group goes with it."""
+    value = n.op("Expand", n.op("Unsqueeze", conv(n, "x", 3, 4, "a"), n.ints(2)), n.ints(1, 1, 3, 1, 1))
+    value = n.op("Reshape", value, n.ints(0, 12, 8, 8))
+    return image(n, head(n, conv(n, value, 12, 8, "g", group=4), 8)), [2, 4]
+
+
+def grouped_twice(n: Any) -> Any:
+    """What two grouped convolutions share goes by the same groups."""
+    value = conv(n, conv(n, "x", 3, 12, "a"), 12, 18, "g", group=3)
+    return image(n, head(n, conv(n, n.op("Relu", value), 18, 6, "h", group=3), 6)), [2, 3, 4, 6]
+
+
+def grouped_residual(n: Any) -> Any:
+    """Outputs are added to inputs, so that places on both sides are one."""
+    value = conv(n, "x", 3, 12, "a")
+    return image(n, head(n, n.op("Add", value, conv(n, value, 12, 12, "g", group=3)), 12)), [3, 4]
+
+
+def grouped_in_two_ways(n: Any) -> Any:
+    """Where two grids part the same channels, whole groups stay and the same places go."""
+    value = conv(n, "x", 3, 12, "a")
+    pair = conv(n, value, 12, 8, "g", group=2), conv(n, value, 12, 8, "h", group=4)
+    return image(n, head(n, n.op("Concat", *pair, axis=1), 16)), [2, 3, 4]
 
 
 CASES: list[Callable[[Any], Any]] = [
-    resnext, grouped_and_wider, grouped_to_one_output_each, separate, key_transposed_twice, causal,
-    mask_per_head, table_of_relative_positions, fused_and_picked, fused_and_parted_twice, fused_and_split,
-    heads_in_the_batch, rotary, heads_that_share_keys, norm_of_queries, channel_shuffle,
-    channel_shuffle_of_joined, shuffle_between_groups, group_norm_in_parts, parted_and_joined, windows, regnet,
-    inverted_bottleneck, gate_of_features,
+    resnext, grouped_and_wider, grouped_to_one_output_each, grouped_transposed, grouped_transposed_to_one_output_each,
+    depthwise_transposed, depthwise_transposed_and_wider, groups_of_the_input, groups_of_a_repeated_channel,
+    grouped_twice, grouped_residual, grouped_in_two_ways, separate, key_transposed_twice, causal, mask_per_head,
+    table_of_relative_positions, fused_and_picked, fused_and_parted_twice, fused_and_split, heads_in_the_batch,
+    rotary, heads_that_share_keys, norm_of_queries, channel_shuffle, channel_shuffle_of_joined,
+    shuffle_between_groups, group_norm_in_parts, parted_and_joined, windows, regnet, inverted_bottleneck,
+    gate_of_features,
 ]  # fmt: skip
 
 

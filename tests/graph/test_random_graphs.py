@@ -167,6 +167,41 @@ class Grower:
         self.value = self.n.op("Conv", self.value, weight, self.n.weight(outs), pads=[1] * 4, group=groups)
         self.channels = outs
 
+    def grouped_up(self) -> None:
+        groups = self.draw(st.sampled_from([g for g in range(1, 7) if self.channels % g == 0]))
+        each = self.draw(st.integers(1, 3))
+        weight = self.n.weight(self.channels, each, 1, 1)
+        self.value = self.n.op("ConvTranspose", self.value, weight, self.n.weight(groups * each), group=groups)
+        self.channels = groups * each
+
+    def rounded(self) -> None:
+        """Activations rounded to eight bits and back, then a convolution with an eight-bit weight."""
+        if self.n.opset < 13 or self.n.dtype != np.float32:
+            return
+        outs, rng = self.width(), self.n.rng
+        each = self.draw(st.booleans())
+        step = self.n.const(rng.uniform(0.01, 0.05, (self.channels,) if each else ()), dtype=np.float32)
+        zero = self.n.const(np.zeros((self.channels,) if each else ()), dtype=np.int8)
+        value = self.n.op("QuantizeLinear", self.value, step, zero)
+        value = self.n.op("DequantizeLinear", value, step, zero)
+        axis = self.draw(st.sampled_from([None, 0, 1, -3]))
+        shape = (outs, self.channels, 3, 3)
+        scale = rng.uniform(0.5, 1.5, () if axis is None else (shape[axis],)) / 127 / self.channels
+        data = self.n.const(rng.integers(-127, 128, shape), dtype=np.int8)
+        named = {} if axis is None else {"axis": axis}
+        weight = self.n.op("DequantizeLinear", data, self.n.const(scale, dtype=np.float32), **named)
+        self.value, self.channels = self.n.op("Conv", value, weight, pads=[1] * 4), outs
+
+    def every_so_many(self) -> None:
+        step = self.draw(st.sampled_from([-3, -2, -1, 2, 3]))
+        start = self.draw(st.integers(0, self.channels - 1))
+        size = len(range(self.channels)[start::step])
+        if self.n.opset >= 10:
+            end = -100 if step < 0 else 100
+            self.value = self.n.op("Slice", self.value, *(self.n.ints(bound) for bound in (start, end, 1, step)))
+            self.extra.append((self.value, size))
+            self.channels = size
+
     def shuffle(self) -> None:
         groups = self.draw(st.sampled_from([g for g in range(1, 7) if self.channels % g == 0]))
         grid = self.n.ints(0, groups, self.channels // groups, self.side, self.side)
@@ -226,7 +261,7 @@ STEPS = [
     Grower.conv, Grower.transposed, Grower.depthwise, Grower.norm, Grower.activation, Grower.slope, Grower.constant,
     Grower.pool, Grower.reshuffle, Grower.shared, Grower.residual, Grower.gate, Grower.join,
     Grower.cut_in_two, Grower.stretch, Grower.picked, Grower.padded, Grower.grouped, Grower.shuffle, Grower.instance,
-    Grower.to_depth, Grower.second_input,
+    Grower.to_depth, Grower.second_input, Grower.grouped_up, Grower.rounded, Grower.every_so_many,
 ]  # fmt: skip
 
 

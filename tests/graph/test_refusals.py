@@ -43,11 +43,6 @@ def grouped(n: Any) -> Case:
     return model, {"g": "its weight or bias is computed, shared with a body, or may be fed by the caller"}
 
 
-def grouped_transposed(n: Any) -> Case:
-    value = n.op("ConvTranspose", conv(n), n.weight(6, 3, 2, 2), group=2, name="g")
-    return image(n, head(n, value)), {"g": "grouped transposed convolution"}
-
-
 def computed_weight(n: Any) -> Case:
     weight = n.op("Tanh", "k", name="t")
     reason = "its weight or bias is computed, shared with a body, or may be fed by the caller"
@@ -89,18 +84,6 @@ def pool_over_channels(n: Any) -> Case:
     }
 
 
-def gemm_of_transposed(n: Any) -> Case:
-    value = n.op("Gemm", "x", n.weight(4, 3), n.weight(3), name="a")
-    out = n.op("Gemm", value, n.weight(2, 5), n.weight(5), transA=1, name="g")
-    return n.model({"x": [2, 4]}, out), {"g": "its input is transposed (transA)"}
-
-
-def gemm_rows_are_channels(n: Any) -> Case:
-    value = n.op("Transpose", n.op("Gemm", "x", n.weight(4, 6), n.weight(6), name="a"))
-    out = n.op("Gemm", value, n.weight(2, 5), n.weight(6, 1), name="g")
-    return n.model({"x": [2, 4]}, out), {"g": "the rows of its input carry channels"}
-
-
 def both_computed(n: Any) -> Case:
     value = n.op("Reshape", conv(n), n.ints(0, 6, 64))
     out = n.op("MatMul", n.op("Transpose", value, perm=[0, 2, 1]), n.op("Reshape", "x", n.ints(0, 6, 32)), name="g")
@@ -110,12 +93,6 @@ def both_computed(n: Any) -> Case:
 def both_stored(n: Any) -> Case:
     product = n.op("MatMul", n.weight(5, 6), n.weight(6, 4), name="g")
     return image(n, product, n.op("ReduceMean", "x")), {"g": "both operands are stored"}
-
-
-def stack_of_matrices(n: Any) -> Case:
-    value = n.op("MatMul", "x", n.weight(8, 6), name="a")
-    out = n.op("MatMul", value, n.weight(3, 6, 5), name="g")
-    return image(n, out), {"g": "its operands are not a stored matrix and a tensor of two axes or more"}
 
 
 def no_rule(op_type: str, **attributes: Any) -> Callable[[Any], Case]:
@@ -290,9 +267,9 @@ def squeeze_everything(n: Any) -> Case:
 
 
 CASES: list[Callable[[Any], Case]] = [
-    grouped, grouped_transposed, computed_weight, fed_weight, weight_is_an_output, channels_in_space,
-    transposed_over_channels, pool_over_channels, gemm_of_transposed, gemm_rows_are_channels, both_computed,
-    both_stored, stack_of_matrices, other_domain, body, norm_with_shared_parameters, training_norm,
+    grouped, computed_weight, fed_weight, weight_is_an_output, channels_in_space,
+    transposed_over_channels, pool_over_channels, both_computed,
+    both_stored, other_domain, body, norm_with_shared_parameters, training_norm,
     training_norm_alone, add_of_the_input, add_of_a_fed_constant, reduce_channels, reduce_everything,
     reduce_by_an_empty_list, reduce_by_computed_axes, softmax_of_channels, resize_channels,
     resize_to_computed_sizes, pad_channels, split_channels, computed_target, copied_size, squeeze_everything,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,49 @@ def slices_that_overlap(n: Any) -> Any:
     return image(n, head(n, n.op("Add", first, second), 6)), {"a": 3}
 
 
+def every_other_channel(n: Any) -> Any:
+    value = conv(n, "x", 3, 9, "a")
+    taken = n.op("Slice", value, n.ints(0), n.ints(INT_MAX), n.ints(1), n.ints(2))
+    return image(n, head(n, taken, 5), head(n, value, 9, "all")), {"a": 5, "a#2": 4}
+
+
+def every_third_backwards(n: Any) -> Any:
+    value = conv(n, "x", 3, 9, "a")
+    taken = n.op("Slice", value, n.ints(-2), n.ints(-INT_MAX), n.ints(-3), n.ints(-3))
+    return image(n, conv(n, taken, 3, 4, "b"), head(n, value, 9, "all")), {"a": 6, "a#2": 3}
+
+
+def every_other_channel_and_position(n: Any) -> Any:
+    value = conv(n, "x", 3, 12, "a")
+    taken = n.op("Slice", value, n.ints(-1, 7, 1), n.ints(-99, -99, 11), n.ints(2, 3, 1), n.ints(-1, -2, 2))
+    return image(n, head(n, taken, 5), head(n, value, 12, "all")), {"a": 7, "a#2": 5}
+
+
+def channels_in_reverse(n: Any) -> Any:
+    taken = n.op("Slice", conv(n, "x", 3, 6, "a"), n.ints(-1), n.ints(-99), n.ints(1), n.ints(-1))
+    return image(n, conv(n, n.op("Relu", taken), 6, 4, "b")), {"a": 6}
+
+
+def channels_and_their_reverse(n: Any) -> Any:
+    value = conv(n, "x", 3, 7, "a")
+    turned = n.op("Slice", value, n.ints(6), n.ints(-8), n.ints(1), n.ints(-1))
+    return image(n, head(n, n.op("Add", value, turned), 7)), {"a": 3}
+
+
+def even_and_odd_joined(n: Any) -> Any:
+    """The pairs that rotary positions and old shuffles take apart."""
+    value = conv(n, "x", 3, 8, "a")
+    even = n.op("Slice", value, n.ints(0), n.ints(8), n.ints(1), n.ints(2))
+    odd = n.op("Slice", value, n.ints(1), n.ints(8), n.ints(1), n.ints(2))
+    return image(n, conv(n, n.op("Concat", odd, n.op("Neg", even), axis=1), 8, 4, "b")), {"a": 4, "a#2": 4}
+
+
+def every_other_returned(n: Any) -> Any:
+    """What the graph returns stays, and is picked from fewer channels."""
+    value = conv(n, "x", 3, 9, "a")
+    return image(n, n.op("Slice", value, n.ints(0), n.ints(9), n.ints(1), n.ints(2)), head(n, value, 9)), {"a#2": 4}
+
+
 def gather_of_channels(n: Any) -> Any:
     value = conv(n, "x", 3, 8, "a")
     picked = n.op("Gather", value, n.ints(6, 0, -1, 3), axis=1)
@@ -259,8 +302,10 @@ CASES: list[Build] = [
     concat_of_the_same_twice, concat_read_by_several, concat_flattened, concat_of_flattened, concat_along_positions,
     concat_of_a_stored_token, split_and_gated, split_and_joined_in_reverse, split_of_positions,
     slice_of_channels_and_positions, slice_of_positions_that_names_channels, slice_of_positions_backwards,
-    slices_that_overlap, gather_of_channels, gather_with_repeats, gather_of_positions, gather_of_one_channel,
-    embedding, embedding_tied_to_the_head, pad_in_front_of_a_convolution, pad_of_positions, expand_with_a_new_axis,
+    slices_that_overlap, every_other_channel, every_third_backwards, every_other_channel_and_position,
+    channels_in_reverse, channels_and_their_reverse, even_and_odd_joined, every_other_returned, gather_of_channels,
+    gather_with_repeats, gather_of_positions, gather_of_one_channel, embedding, embedding_tied_to_the_head,
+    pad_in_front_of_a_convolution, pad_of_positions, expand_with_a_new_axis,
 ]  # fmt: skip
 
 
@@ -306,6 +351,23 @@ def test_slice_by_stored_bounds(net: Any, cut_equals_masked: Any, bounds: list[t
         assert sorted(cut_equals_masked(model, seed=seed).values()) == sorted(widths.values())
 
 
+def cut_slice(net: Any, build: Build, kept: Mapping[str, Sequence[int]]) -> list[onnx.NodeProto]:
+    model, _ = build(net())
+    work = prepare(ir.serde.deserialize_model(model))
+    surgery.cut(spaces.analyse(work), kept)
+    nodes = ir.serde.serialize_model(finish(work)).graph.node
+    return [node for node in nodes if node.op_type in ("Slice", "Gather")]
+
+
+def test_a_stepped_slice_stays_one_where_it_can(net: Any) -> None:
+    (node,) = cut_slice(net, every_other_channel, {"a": [0, 1, 4]})  # 0 2 8 of the even ones stay: places 0 2 6
+    assert node.op_type == "Gather"
+    (node,) = cut_slice(net, every_other_channel, {"a": [1, 2, 4], "a#2": [1, 3]})  # 2 3 4 7 8: places 0 2 4
+    assert node.op_type == "Slice"
+    first, second = cut_slice(net, every_other_channel_and_position, {"a#2": [0, 1, 3]})
+    assert (first.op_type, second.op_type) == ("Gather", "Slice")
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 3), (-3, 2**31 - 1), (2, -1)])
 def test_slice_by_attributes(net: Any, cut_equals_masked: Any, start: int, end: int) -> None:
     n = net(opset=9, ir_version=8)
@@ -340,14 +402,6 @@ def test_tied_tables_are_one_again_after_the_cut(net: Any) -> None:
     surgery.cut(spaces.analyse(work), {"table": [0, 2, 5]})
     result = ir.serde.serialize_model(finish(work))
     assert sorted(tuple(t.dims) for t in result.graph.initializer if len(t.dims) == 2) == [(3, 8), (8, 3), (10, 3)]
-
-
-def strided(n: Any) -> str:
-    return str(n.op("Slice", conv(n, "x", 3, 6, "a"), n.ints(0), n.ints(6), n.ints(1), n.ints(2), name="g"))
-
-
-def reversed_channels(n: Any) -> str:
-    return str(n.op("Slice", conv(n, "x", 3, 6, "a"), n.ints(-1), n.ints(-99), n.ints(1), n.ints(-1), name="g"))
 
 
 def computed_bounds(n: Any) -> str:
@@ -391,8 +445,6 @@ def repeated(n: Any) -> str:
 
 
 REFUSED = {
-    strided: "it takes every so many channels",
-    reversed_channels: "it reorders the channels",
     pad_by_reflection: "it pads the channel axis with other channels, or crops it",
     pad_by_edges: "it pads the channel axis with other channels, or crops it",
     cropped: "it pads the channel axis with other channels, or crops it",

@@ -230,11 +230,70 @@ def test_weights_that_may_be_fed_are_refused(net: Any) -> None:
     assert refusal(model) == "its weights are computed, shared with a body, or may be fed by the caller"
 
 
-def test_batch_first_is_refused(net: Any) -> None:
+def time_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an equal model whose recurrent nodes have time first, between transposes: ONNX Runtime has no other."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = list(result.graph.node)
+    del result.graph.node[:]
+    for node in nodes:
+        after = []
+        layout = next((a for a in node.attribute if a.name == "layout"), None)
+        if layout is not None:
+            node.attribute.remove(layout)
+            for place in (0, 5, 6):
+                if place < len(node.input) and node.input[place]:
+                    turned = f"{node.name}/in{place}"
+                    result.graph.node.append(
+                        helper.make_node("Transpose", [node.input[place]], [turned], perm=[1, 0, 2])
+                    )
+                    node.input[place] = turned
+            for place, out in enumerate(node.output):
+                if out:
+                    node.output[place] = f"{node.name}/out{place}"
+                    perm = [2, 0, 1, 3] if place == 0 else [1, 0, 2]
+                    after.append(helper.make_node("Transpose", [node.output[place]], [out], perm=perm))
+        result.graph.node.extend([node, *after])
+    return result
+
+
+@pytest.fixture
+def batch_first_equals_masked(cut_equals_masked_by: Any, run_model: Any) -> Any:
+    return cut_equals_masked_by(lambda model, feeds: run_model(time_first(model), feeds))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_batch_first(net: Any, batch_first_equals_masked: Any, kind: str, direction: str) -> None:
+    for seed in range(2):
+        n = net(opset=14, ir_version=8)
+        both = direction == "bidirectional"
+        width = HIDDEN * (2 if both else 1)
+        value = n.op("MatMul", "x", n.weight(3, 5), name="in")
+        attributes = {} if both else {"direction": direction}
+        value, state = layer(n, kind, value, 5, both=both, outputs=2, layout=1, **attributes)
+        joined = n.op("Reshape", value, n.ints(0, 0, -1))
+        flat = n.op("Reshape", state, n.ints(0, width))
+        ends = n.op("MatMul", joined, n.weight(width, 4)), n.op("MatMul", flat, n.weight(width, 2))
+        model = n.model({"x": ["N", STEPS, 3]}, *ends)
+        assert batch_first_equals_masked(model, seed=seed) == {"in": 5, "rec": HIDDEN}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_first_with_states_from_the_caller(net: Any, batch_first_equals_masked: Any, kind: str) -> None:
     n = net()
-    value = layer(n, "GRU", "x", 3, layout=1)
-    model = sequence(n, n.op("MatMul", value, n.weight(HIDDEN, 4), name="head"))
-    assert refusal(model) == "it is laid out batch first (layout = 1)"
+    names = ("h", "c")[: 2 if kind == "LSTM" else 1]
+    value = layer(n, kind, "x", 3, states=names, layout=1)
+    out = n.op("MatMul", n.op("Squeeze", value, n.ints(2)), n.weight(HIDDEN, 4))
+    model = n.model({"x": ["N", STEPS, 3], **{name: ["N", 1, HIDDEN] for name in names}}, out)
+    assert batch_first_equals_masked(model) == {"rec": HIDDEN}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reverse(net: Any, cut_equals_masked: Any, kind: str) -> None:
+    n = net()
+    value = layer(n, kind, "x", 3, direction="reverse")
+    assert cut_equals_masked(sequence(n, last_step(n, value, HIDDEN))) == {"rec": HIDDEN}
 
 
 def test_time_first_said_aloud_is_no_obstacle(net: Any, cut_equals_masked: Any) -> None:

@@ -240,3 +240,52 @@ def test_the_graph_shapes_of_the_result_are_its_own(net: Any, apply: Any, images
     by_name = {node.name: node for node in result.graph}
     assert by_name["depth"].attributes["group"].as_int() == 4
     assert by_name["depth"].outputs[0].shape[1] == 4
+
+
+def test_groups_and_places_that_repeat_others_are_free(net: Any, apply: Any, images: Any, run_model: Any) -> None:
+    """A grid of groups and places: the second of two equal groups goes, and so does the doubled place of each."""
+    build = net(3, 6, 6)
+    made = build.rng.standard_normal((4, 3, 3, 3)) / 5
+    build.store("a.w", np.concatenate([made[:2], 2 * made[:2], made[2:], 2 * made[2:]]))
+    value = build.relu(build.node("Conv", "x", "a.w", name="a", pads=[1, 1, 1, 1]))
+    block = build.rng.standard_normal((2, 1, 2, 3, 3)) / 4
+    weight = np.concatenate([block, 2 * block], axis=1)[[0, 0, 1, 1]]
+    build.store("g.w", weight.reshape(8, 2, 3, 3))
+    value = build.relu(build.node("Conv", value, "g.w", name="g", group=4, pads=[1, 1, 1, 1]))
+    proto = build.model(build.head(value, 8))
+    result, step = apply(proto, "id(keep=0.5)", images(64, 3, 6, 6))
+    assert {name: len(kept) for name, kept in read_kept(result).items()} == {"a": 4, "g": 2}
+    assert max(row["relative_error"] for row in step.result.numbers["layers"]) < 1e-6
+    fresh = images(16, 3, 6, 6, seed=99)
+    wanted = run_model(proto, fresh)["head_out"]
+    assert np.abs(run_model(result, fresh)["head_out"] - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_heads_of_attention_are_folded(net: Any, apply: Any, images: Any, run_model: Any) -> None:
+    """What a head that goes gave to the next layer comes from the others as far as they can give it."""
+    build = net(5, 8)
+    parts = []
+    for name in ("q", "k", "v"):
+        flat = build.node(
+            "Reshape", build.matmul("x", 8, 12, name=name), build.store(f"{name}.s", np.array([0, 5, 4, 3]))
+        )
+        parts.append(build.node("Transpose", flat, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]))
+    # Nearly even attention: heads see nearly the same, 12 channels of 8 dimensions.
+    scores = build.node("MatMul", build.node("Mul", parts[0], build.store("little", np.array(0.05))), parts[1])
+    scores = build.node("Softmax", scores, axis=-1)
+    mixed = build.node("Transpose", build.node("MatMul", scores, parts[2]), perm=[0, 2, 1, 3])
+    joined = build.node("Reshape", mixed, build.store("joined", np.array([0, 5, 12])))
+    proto = build.model(build.matmul(joined, 12, 8, name="out", last=True))
+    data = images(200, 5, 8)
+    folded, step = apply(proto, "id(keep=0.75)", data)
+    assert {row["space"]: row["kept"] for row in step.result.numbers["layers"]} == {"q": 3, "v": 2}
+    plain = ir.serde.deserialize_model(proto)
+    work = prepare(plain)
+    analysis = spaces.analyse(work)
+    kept = read_kept(folded)["v"]
+    heads, places = sorted({channel // 3 for channel in kept}), sorted({channel % 3 for channel in kept})
+    surgery.cut(analysis, {"q": heads, "v": places})
+    fresh = images(50, 5, 8, seed=99)
+    wanted = run_model(proto, fresh)["out_add_out"]
+    errors = [np.linalg.norm(run_model(m, fresh)["out_add_out"] - wanted) for m in (folded, finish(work))]
+    assert errors[0] < 0.8 * errors[1]

@@ -11,6 +11,8 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from onnxprune import recipe
+from onnxprune.errors import OptionError
 from onnxprune.passes.cleanup import Cleanup
 from onnxprune.passes.fold_bn import FoldBn
 
@@ -142,3 +144,73 @@ def test_weights_shared_by_two_convolutions_are_folded_apart(net: Any, apply: An
     stored_w = next(item for item in proto.graph.initializer if item.name == "w")
     original = numpy_helper.to_array(stored_w)
     assert any(np.array_equal(value.const_value.numpy(), original) for value in result.graph.initializers.values())
+
+
+def batch_norms(net: Any) -> onnx.ModelProto:
+    """Two convolutions, each with its BatchNormalization."""
+    build = net(4, 5, 5)
+    made = "x"
+    for name, given in (("one", 4), ("two", 6)):
+        made = build.conv(made, given, 6, name=name)
+        stored = [build.store(f"{name}.{n}", build.rng.uniform(0.5, 1.5, 6)) for n in "sgmv"]
+        made = build.relu(build.node("BatchNormalization", made, *stored, name=f"norm_{name}"))
+    return build.model(made)
+
+
+@pytest.mark.parametrize(
+    ("options", "folded", "reason"),
+    [
+        ({"only": "norm_one"}, "norm_one", "only= does not name it"),
+        ({"only": "one"}, "norm_one", "only= does not name it"),
+        ({"only": "re:(norm_)?two"}, "norm_two", "only= does not name it"),
+        ({"ignore": "two"}, "norm_one", "ignore= names it"),
+        ({"only": "*", "ignore": "norm_o*"}, "norm_two", "ignore= names it"),
+    ],
+)
+def test_fold_bn_folds_only_where_it_is_told(
+    options: dict[str, str], folded: str, reason: str, net: Any, apply: Any, run_model: Any, images: Any
+) -> None:
+    proto = batch_norms(net)
+    result, step = apply(proto, [FoldBn(**options)])
+    left = ({"norm_one", "norm_two"} - {folded}).pop()
+    assert [node.name for node in result.graph if node.op_type == "BatchNormalization"] == [left]
+    assert step.result.numbers == {"folded": 1}
+    assert step.result.skipped == {left: reason}
+    data, name = images(3, 4, 5, 5), proto.graph.output[0].name
+    found, wanted = (run_model(model, data)[name] for model in (result, proto))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "skipped"),
+    [
+        ({"only": "drop"}, ["fold", "first", "same", "scale", "dead", "last"], {"same", "fold", "dead"}),
+        ({"ignore": "dead"}, ["first", "scale", "dead", "last"], {"dead"}),
+        ({"ignore": "fold;same"}, ["fold", "first", "same", "scale", "last"], {"fold", "same"}),
+        ({"only": "re:d.*", "ignore": "drop"}, ["fold", "first", "same", "drop", "scale", "last"], None),
+        ({"ignore": "*"}, ["fold", "first", "same", "drop", "scale", "dead", "last"], {"fold", "same", "drop", "dead"}),
+    ],
+)
+def test_cleanup_removes_only_what_it_is_told(
+    options: dict[str, str],
+    nodes: list[str],
+    skipped: set[str] | None,
+    cluttered: onnx.ModelProto,
+    apply: Any,
+    run_model: Any,
+    images: Any,
+) -> None:
+    result, step = apply(cluttered, [Cleanup(**options)])
+    assert [node.name for node in result.graph] == nodes
+    assert step.result.numbers["nodes_removed"] == 7 - len(nodes)
+    assert set(step.result.skipped) == (skipped if skipped is not None else {"fold", "same", "drop"})
+    assert set(step.result.skipped.values()) <= {"only= does not name it", "ignore= names it"}
+    data = images(5, 4)
+    assert np.array_equal(run_model(result, data)["last_out"], run_model(cluttered, data)["last_out"])
+
+
+@pytest.mark.parametrize("name", ["cleanup", "fold_bn"])
+def test_bad_patterns_are_refused(name: str) -> None:
+    for text, sentence in (("only=a;;b", "has an empty pattern"), ("ignore=re:(", "is not a regular expression")):
+        with pytest.raises(OptionError, match=f"{name}: .*{sentence}"):
+            recipe.parse(f'{name}({text.replace("=", "=" + chr(34))}")')

@@ -1,0 +1,61 @@
+"""The pages of docs/ do what they say: their blocks run one after another in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from onnxprune import recipe
+from onnxprune.passes.replace import Replace
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "graphsurgeon.md"
+
+
+def blocks() -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_on_graphsurgeon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnxprune.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for kind, text in blocks():
+        if kind == "python":
+            exec(compile(text, str(PAGE), "exec"), names)
+        elif kind == "sh":
+            for line in text.splitlines():
+                program, *words = shlex.split(line)
+                assert program == "onnxprune"
+                done = CliRunner().invoke(main, words)
+                assert done.exit_code == 0, (line, done.output)
+        else:
+            assert kind == "yaml"
+            (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+            passes = recipe.parse("recipe.yaml")
+            assert [item.name for item in passes] == ["extract", "cleanup"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "['conv1', 'conv2']"
+    assert printed[1] == "1.0"
+    assert "ONNX Runtime has no operator trt.plugins::SiLUPlugin" in printed[3]
+    assert printed[4] == "[('SiLUPlugin', {'plugin_version': '1'}), ('SiLUPlugin', {'plugin_version': '1'})]"
+    fused, plugin = (onnx.load(tmp_path / name) for name in ("fused.onnx", "plugin.onnx"))
+    assert [node.op_type for node in fused.graph.node].count("QuickGelu") == 2
+    assert [node.op_type for node in plugin.graph.node].count("SiLUPlugin") == 2
+
+
+def test_the_patterns_of_the_page_can_be_read() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| `([^|`]+\))` \| `([^|`]+)`[^|]* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 4
+    for pattern, by in rows:
+        assert Replace(pattern, by).pattern == pattern
