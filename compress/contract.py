@@ -114,6 +114,14 @@ class Planner(Protocol):
         """Return what :meth:`Pass.apply` would treat and how far it could go."""
 
 
+@runtime_checkable
+class Searcher(Protocol):
+    """A pass that can be tried at many sizes: what all of them share is worked out once."""
+
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
+        """Return a function from a size, in the currency of ``default_size``, to what the pass with it would do."""
+
+
 @dataclass(frozen=True)
 class OptionSpec:
     """One option of a pass, for the recipe parser, the help and the range check.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, lstsq, solve_triangular
 
 # Diagonals this close to the largest one are ties, and the lowest index wins: rounding must not choose pivots.
 _TIE = 1e-12
 _RANK = 1e-14
+# What is left of a column after projection, squared and over its own square: below this it is rounding.
+_LEFT = 1e-12
 _BATCH_BYTES = 1 << 26
 _DENSE_WIDTH = 192
+_PIVOT_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ def pivoted_cholesky(gram: np.ndarray, k: int) -> PivotedCholesky:
     floor = _RANK * size * max(float(diagonal.max(initial=0.0)), 0.0)
     pivots: list[int] = []
     residuals = [float(diagonal.sum())]
+    # What earlier blocks of rows leave of the matrix is worked out a block at a time: a product of matrices.
+    rest, begun = gram, 0
     for step in range(min(k, size)):
         largest = float(diagonal.max())
         if largest <= floor:
             break
+        if step - begun == _PIVOT_BLOCK:
+            rest, begun = rest - factor[begun:step].T @ factor[begun:step], step
         pivot = int(np.argmax(diagonal >= largest * (1 - _TIE)))
-        row = (gram[pivot] - factor[:step, pivot] @ factor[:step]) / np.sqrt(diagonal[pivot])
+        row = (rest[pivot] - factor[begun:step, pivot] @ factor[begun:step]) / np.sqrt(diagonal[pivot])
         row[pivots] = 0.0
         factor[step] = row
         diagonal = np.maximum(diagonal - row * row, 0.0)
@@ -53,6 +60,39 @@ def pivoted_cholesky(gram: np.ndarray, k: int) -> PivotedCholesky:
         residuals.append(float(diagonal.sum()))
     taken = len(pivots)
     return PivotedCholesky(np.array(pivots, dtype=np.int64), factor[:taken], np.array(residuals))
+
+
+def pivoted_qr(factor: np.ndarray, k: int) -> PivotedCholesky:
+    """Factor R (or Z itself) [M, C] by Householder QR with column pivoting; stops at ``k`` steps or at full rank.
+
+    The result is that of :func:`pivoted_cholesky` of R^T R, ties included, but nothing is squared: singular values
+    down to about 1e-13 of the largest count, where a Gram matrix in float64 ends at 5e-9. O(M C k).
+    """
+    work = np.array(factor, dtype=np.float64)
+    height, size = work.shape
+    squares = np.sum(work * work, axis=0)
+    floor = (_RANK * size) ** 2 * float(squares.max(initial=0.0))
+    pivots: list[int] = []
+    residuals = [float(squares.sum())]
+    for step in range(min(k, height, size)):
+        largest = float(squares.max())
+        if largest <= floor:
+            break
+        pivot = int(np.argmax(squares >= largest * (1 - _TIE)))
+        mirror = work[step:, pivot].copy()
+        length = float(np.linalg.norm(mirror))
+        mirror[0] += np.copysign(length, mirror[0])
+        mirror /= np.linalg.norm(mirror)
+        work[step:] -= 2 * np.outer(mirror, mirror @ work[step:])
+        work[step] *= np.copysign(1.0, work[step, pivot])
+        work[step, pivot] = length
+        work[step + 1 :, pivot] = 0.0
+        work[step, pivots] = 0.0
+        pivots.append(pivot)
+        # Summed anew: taking each row's squares off would leave rounding of the first, largest ones.
+        squares = np.sum(work[step + 1 :] ** 2, axis=0)
+        residuals.append(float(squares.sum()))
+    return PivotedCholesky(np.array(pivots, dtype=np.int64), work[: len(pivots)], np.array(residuals))
 
 
 def interpolation(gram: np.ndarray, kept: np.ndarray, ridge: float = 0.0) -> np.ndarray:
@@ -67,6 +107,67 @@ def interpolation(gram: np.ndarray, kept: np.ndarray, ridge: float = 0.0) -> np.
     if len(dropped):
         result[:, dropped] = solve_psd(gram[np.ix_(kept, kept)], gram[np.ix_(kept, dropped)], ridge)
     return result
+
+
+def interpolation_from_factor(factor: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return T [k, C] as :func:`interpolation` does, from R (or Z) [M, C] without squaring its condition number.
+
+    Columns are scaled to one length first; where kept columns depend on one another, T is the shortest solution.
+    """
+    size = factor.shape[1]
+    dropped = np.setdiff1d(np.arange(size), kept)
+    result = np.zeros((len(kept), size))
+    result[np.arange(len(kept)), kept] = 1.0
+    if not len(kept) or not len(dropped):
+        return result
+    wide = factor.astype(np.float64)
+    lengths = np.linalg.norm(wide[:, kept], axis=0)
+    scale = np.divide(1.0, lengths, out=np.zeros(len(kept)), where=lengths > 0.0)
+    solved = lstsq(wide[:, kept] * scale, wide[:, dropped], cond=_RANK * size, lapack_driver="gelsy")[0]
+    result[:, dropped] = solved * scale[:, None]
+    return result
+
+
+def swapped(gram: np.ndarray, kept: np.ndarray, bound: float = 10.0) -> np.ndarray:
+    """Return as many kept channels, ascending, for which no entry of T exceeds ``bound`` (strong rank-revealing QR).
+
+    Gu and Eisenstat (1996): exchanging kept i for dropped j multiplies |det R11| by
+    ``sqrt(T_ij^2 + (|column j of R22| * |row i of R11^-1|)^2)``. The largest such factor above ``bound`` is carried
+    out, the lowest i and j on a tie, until none is left; the determinant rises every time, so that this ends.
+
+    Args:
+        gram: second moments G of the channels, positive semi-definite [C, C].
+        kept: the channels to start from, as pivots give them.
+        bound: at least 1; above 1 the number of exchanges is polynomial in C.
+    """
+    chosen = np.sort(np.asarray(kept, dtype=np.int64))
+    seen: set[bytes] = set()
+    while 0 < len(chosen) < len(gram) and chosen.tobytes() not in seen:
+        seen.add(chosen.tobytes())  # without rounding no set comes twice
+        dropped = np.setdiff1d(np.arange(len(gram)), chosen)
+        gains = _exchange_gains(gram, chosen, dropped)
+        largest = float(gains.max())
+        if not largest > max(bound, 1.0) ** 2 * (1 + 1e-9):
+            break
+        tied = gains == largest if np.isinf(largest) else gains >= largest * (1 - _TIE)
+        i, j = np.unravel_index(int(np.argmax(tied)), gains.shape)
+        chosen[i] = dropped[j]
+        chosen.sort()
+    return chosen
+
+
+def _exchange_gains(gram: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """Return, per pair of a kept and a dropped channel, by what an exchange multiplies det(G_kept) [k, C - k]."""
+    inner = gram[np.ix_(kept, kept)].astype(np.float64)
+    both = solve_psd(inner, np.hstack([gram[np.ix_(kept, dropped)], np.eye(len(kept))]))
+    table, inverse = both[:, : len(dropped)], both[:, len(dropped) :].diagonal().copy()
+    inverse[inner.diagonal() <= 0.0] = np.inf
+    own = gram.diagonal()[dropped].astype(np.float64)
+    left = own - np.sum(gram[np.ix_(kept, dropped)] * table, axis=0)
+    left = np.where(left > _LEFT * own, left, 0.0)
+    with np.errstate(invalid="ignore"):
+        product = np.where(left > 0.0, inverse[:, None] * left, 0.0)
+    return np.asarray(table * table + product)
 
 
 def solve_psd(matrix: np.ndarray, right: np.ndarray, ridge: float = 0.0) -> np.ndarray:
@@ -103,8 +204,11 @@ def interpolation_error(gram: np.ndarray, kept: np.ndarray, matrix: np.ndarray) 
     total = float(np.trace(gram))
     if total <= 0.0:
         return 0.0
-    cross = gram[:, kept] @ matrix
-    square = total - 2 * float(np.trace(cross)) + float(np.sum(matrix * (gram[np.ix_(kept, kept)] @ matrix)))
+    # A kept channel stands for itself; each other one leaves G_jj - 2 t^T G_Ij + t^T G_II t.
+    dropped = np.setdiff1d(np.arange(len(gram)), kept)
+    table = matrix[:, dropped]
+    inner = gram[np.ix_(kept, kept)] @ table - 2 * gram[np.ix_(kept, dropped)]
+    square = float(gram.diagonal()[dropped].sum() + np.sum(table * inner))
     return float(np.sqrt(max(square, 0.0) / total))
 
 

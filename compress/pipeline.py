@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Pass, Progress, StepResult, Tap, silent
 from onnxprune.data import Examples
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError
 from onnxprune.graph import io
 from onnxprune.graph.cost import Cost, measure
 from onnxprune.runtime.collect import collect
-from onnxprune.runtime.operators import unknown_operators
+from onnxprune.runtime.operators import require_runnable, unknown_operators
 from onnxprune.runtime.session import Settings
 
 
@@ -44,8 +44,18 @@ class Run:
     progress: Progress | None = None
 
 
-def run(model: ir.Model, passes: Sequence[Pass], settings: Run) -> tuple[ir.Model, list[Step]]:
+Treat = Callable[[Pass, ir.Model, Context], tuple[Pass, StepResult]]
+
+
+def applied(item: Pass, model: ir.Model, context: Context) -> tuple[Pass, StepResult]:
+    """Apply a pass as it is."""
+    return item, item.apply(model, context)
+
+
+def run(model: ir.Model, passes: Sequence[Pass], settings: Run, treat: Treat = applied) -> tuple[ir.Model, list[Step]]:
     """Apply ``passes`` in order and return the final model with a record of every step; ``model`` is not touched.
+
+    ``treat`` runs one pass and says which pass that was: a search puts one with a size in the place of one without.
 
     Raises:
         DataError: A pass needs calibration data and there is none, or the data is broken.
@@ -57,23 +67,16 @@ def run(model: ir.Model, passes: Sequence[Pass], settings: Run) -> tuple[ir.Mode
     current = model
     for item in passes:
         start = time.perf_counter()
+        if "calibration" in item.needs and settings.calibration is not None:
+            require_runnable(item.name, current)
         context = _context(item, current, model, original_cost, settings)
-        result = item.apply(current, context)
+        ran, result = treat(item, current, context)
         io.check(result.model)
         current = result.model
         seconds = time.perf_counter() - start
         cost = measure(current, settings.inputs)
-        steps.append(Step(item, seconds, result, cost, tuple(unknown_operators(current))))
+        steps.append(Step(ran, seconds, result, cost, tuple(unknown_operators(current))))
     return current, steps
-
-
-def _check_runnable(name: str, model: ir.Model) -> None:
-    foreign = unknown_operators(model)
-    if foreign:
-        raise ModelError(
-            f"{name} has to run the model, but ONNX Runtime has no operator {', '.join(foreign)}; "
-            "a pass that writes one (replace) comes last"
-        )
 
 
 def _context(item: Pass, current: ir.Model, original: ir.Model, cost: Cost, settings: Run) -> Context:
@@ -84,7 +87,7 @@ def _context(item: Pass, current: ir.Model, original: ir.Model, cost: Cost, sett
             return {}
         if settings.calibration is None:
             raise DataError(f"{item.name} needs calibration data; give --data or --calib")
-        _check_runnable(item.name, model)
+        require_runnable(item.name, model)
         with progress(f"{item.name}: statistics", settings.calibration.count) as advance:
             return collect(model, observers, settings.calibration, settings.settings, advance=advance)
 

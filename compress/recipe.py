@@ -5,12 +5,13 @@ Passes are reached through a table of strings, so that naming one loads only its
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onnxprune.budget import Target
 from onnxprune.contract import OptionSpec, Pass, options_of
@@ -209,6 +210,17 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
             why = f"{', '.join(able)} names a size already" if able else "no pass of the recipe takes it"
             raise OptionError(f"--target {target.name}={target.value:g}: {why}; add a pass for it or drop the target")
         takers[-1][target.name] = target.value
+
+
+def bare(item: Pass) -> bool:
+    """Tell whether a pass takes a size and names none."""
+    return hasattr(item, "default_size") and not any(getattr(item, name, None) is not None for name in SIZES)
+
+
+def sized(item: Pass, value: float) -> Pass:
+    """Return a bare pass with a size in the currency of its default."""
+    changed: Pass = dataclasses.replace(cast("Any", item), **{cast("Any", item).default_size[0]: value})
+    return changed
 
 
 def options(item: Pass) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from onnxprune.graph import cleanup
 from onnxprune.graph.cost import Cost, example_shapes, measure
 from onnxprune.graph.part import Part, cut
 from onnxprune.graph.shapes import concrete_shapes
+from onnxprune.runtime.operators import require_runnable
 from onnxprune.runtime.session import Session, open_session
 
 
@@ -150,6 +151,8 @@ class _Inner:
     @contextlib.contextmanager
     def running(self, item: Pass, current: ir.Model) -> Iterator[Context]:
         """Collect what a pass wants on its input and yield its context."""
+        if "calibration" in item.needs:
+            require_runnable("extract", current)
         statistics = self.collect(current, item.wants(current))
         with contextlib.ExitStack() as stack:
             examples = self._examples(current, stack) if self.outer.examples is not None else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +28,12 @@ class Filters:
 
     keep: float | None = option(None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0)
     flops: float | None = option(
-        None, float, "FLOPs after this pass over those of the source; default 0.9", low=0.0, above=True, high=1.0
+        None,
+        float,
+        "FLOPs after this pass over those of the source; searched for where no size is given, else 0.9",
+        low=0.0,
+        above=True,
+        high=1.0,
     )
     params: float | None = option(
         None, float, "parameters after this pass over those of the source", low=0.0, above=True, high=1.0
@@ -68,26 +73,54 @@ class Filters:
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with narrower spaces; kept counts are in ``numbers["layers"]``."""
-        work = prepare(model)
-        analysis = spaces.analyse(work)
+        scored = self._scored(model)
+        return self._cut(scored, scored.analysis, context)
+
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
+        """Return what :meth:`apply` gives for a fraction of the FLOPs; the scores are worked out once."""
+        scored = self._scored(model)
+        # Cutting rewrites the analysed model, so that every size starts from a fresh one.
+        return lambda flops: replace(self, flops=flops)._cut(scored, spaces.analyse(prepare(model)), context)
+
+    def _scored(self, model: ir.Model) -> _Scored:
+        analysis = spaces.analyse(prepare(model))
         chosen, skipped = self._selection.spaces(analysis)
         scores = {space.name: channel_scores(analysis, space, self.norm) for space in chosen}
+        return _Scored(analysis, chosen, skipped, scores)
+
+    def _cut(self, scored: _Scored, analysis: Analysis, context: Context) -> StepResult:
+        """Cut the model of ``analysis``, which is that of ``scored`` or another one of the same model."""
+        chosen, scores = scored.chosen, scored.scores
         sizing = Sizing.of(self)
         pooled = {n: s / max(float(np.sqrt(np.mean(s**2))), 1e-30) for n, s in scores.items()}
         alone = self.scope == "space"
-        widths = sizing.widths(analysis, chosen, context) if alone else sizing.ranked(analysis, pooled, context)
+        widths = (
+            sizing.widths(scored.analysis, chosen, context)
+            if alone
+            else sizing.ranked(scored.analysis, pooled, context)
+        )
         kept = {name: strongest(scores[name], width) for name, width in widths.items() if width < len(scores[name])}
         if kept:
             surgery.cut(analysis, kept)
-            record_kept(work, surgery.kept_outputs(analysis, kept))
-        result = finish(work)
+            record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
+        result = finish(analysis.model)
         warnings = (
             () if chosen else (f"{self.name} found no channels that it can cut; the reasons are listed with the step",)
         )
         numbers = {"spaces": len(chosen), "layers": [_row(space, widths[space.name]) for space in chosen]}
         return StepResult(
-            result, skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(widths))
+            result, scored.skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(widths))
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """What every size shares: the channels that may go and their scores, float64 [width] per space."""
+
+    analysis: Analysis
+    chosen: Sequence[ChannelSpace]
+    skipped: Mapping[str, str]
+    scores: Mapping[str, np.ndarray]
 
 
 def channel_scores(analysis: Analysis, space: ChannelSpace, norm: str) -> np.ndarray:

@@ -1,214 +1,306 @@
-"""The pass ``id``: interpolative decomposition of channels (Chee, Renz, Damle, De Sa, 2022)."""
+"""The pass ``id``: interpolative decomposition of channels (Chee, Renz, Damle, De Sa, 2022), with reconstruction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
-from onnxprune.fit.fold import fold_consumer
-from onnxprune.fit.sizing import Sizing, plan_spaces, reached
+from onnxprune.errors import DataError, OptionError
+from onnxprune.fit.cutting import Cutter, fastest_within
+from onnxprune.fit.iditer import iditer
+from onnxprune.fit.interpolate import fold, foldable, observer, reduce_space, tap_of
+from onnxprune.fit.reconstruct import Fit
+from onnxprune.fit.sizing import Sizing, plan_spaces, reached, tally_of
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.kept import record_kept
-from onnxprune.graph.labels import Consumer
+from onnxprune.graph.linear import linear_units
 from onnxprune.graph.selection import Selection
+from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
-from onnxprune.linalg import interpolation, interpolation_error, pivoted_cholesky
-from onnxprune.runtime.observers import Gram, GramResult
 
-# Below this many rows per channel a Gram matrix says little about rank.
-_ROWS_PER_CHANNEL = 10
-_RIDGE = 1e-10
+_CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 @dataclass(frozen=True)
 class Id:
-    """Keep k channels of every space and express the dropped ones by them, folded into the next layer.
+    """Keep k channels of every space, and make up for the dropped ones in what reads them.
 
-    The channels are the first k pivots of a column-pivoted factorisation of the activations that the consumers
-    read; T is folded into the consumers' weights, on the support of each row where earlier passes made zeros.
+    As published, channels are the first pivots of a column-pivoted factorisation of the readers' activations, and
+    the interpolation matrix T goes into the readers' weights (``reconstruct=none, select=pivots``). By default
+    channels are those whose loss costs the readers' outputs least, every linear node behind a cut is refitted by
+    least squares from the compressed prefix to the original's outputs, and a budget is shared out over the spaces
+    by what a cut does to the model's outputs.
     """
 
     keep: float | None = option(None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0)
     flops: float | None = option(
-        None,
-        float,
-        "FLOPs after this pass over those of the source model; default 0.9",
-        low=0.0,
-        above=True,
-        high=1.0,
+        None, float, "FLOPs after this pass over those of the source model", low=0.0, above=True, high=1.0
     )
     params: float | None = option(
         None, float, "parameters after this pass over those of the source", low=0.0, above=True, high=1.0
     )
+    bytes: float | None = option(
+        None, float, "bytes of tensors after this pass over those of the source", low=0.0, above=True, high=1.0
+    )
+    latency: float | None = option(
+        None, float, "measured latency after this pass over that of the source", low=0.0, above=True, high=1.0
+    )
+    mode: str = option(
+        "oneshot", str, "all widths at once, or the paper's iterative rule", choices=("oneshot", "iditer")
+    )
+    reconstruct: str = option(
+        "asymmetric",
+        str,
+        "refit readers on the original's inputs, everything behind a cut on the compressed prefix, or nothing",
+        choices=("none", "symmetric", "asymmetric"),
+    )
+    select: str = option(
+        "output", str, "channels by what the readers' output loses, or by pivots", choices=("output", "pivots")
+    )
+    allocate: str = option(
+        "measured", str, "share a budget by measured sensitivity, or evenly", choices=("measured", "uniform")
+    )
+    ridge: float = option(1e-4, float, "ridge over the mean diagonal of second moments", low=0.0, high=1.0)
+    rectify: int = option(3, int, "rounds of refitting that aim at what a following ReLU lets through", low=0, high=20)
+    step: float = option(
+        0.95, float, "iditer: share of a space kept per step", low=0.0, above=True, high=1.0, below=True
+    )
+    steps: int | None = option(None, int, "iditer: stop after so many steps", low=1)
+    refresh: str = option(
+        "exact",
+        str,
+        "iditer: statistics anew after every step, every tenth, or never",
+        choices=("exact", "lazy", "none"),
+    )
+    score: str = option(
+        "diagonal",
+        str,
+        "iditer: error of a cut by the first dropped pivot, the residual's norm, or the singular values",
+        choices=("diagonal", "frobenius", "spectral"),
+    )
+    log_interval: int = option(10, int, "iditer: steps between two measurements of agreement", low=1)
+    factor: str = option("gram", str, "pivots from second moments, or from a streamed QR", choices=("gram", "tsqr"))
+    swap: bool = option(False, bool, "bound the entries of T by swaps (strong rank-revealing QR)")
     align: str = option("1", str, "widths are multiples of this number; auto takes the processor's block")
     only: str | None = option(None, str, "cut only spaces with these nodes: names, globs, re:..., parted by ;")
     ignore: str | None = option(None, str, "never cut spaces with these nodes: names, globs, re:..., parted by ;")
     preserve_zeros: bool = option(True, bool, "weights that are zero before stay zero")
 
     name: ClassVar[str] = "id"
-    summary: ClassVar[str] = "drops channels and folds them into the next layer (interpolative decomposition)"
+    summary: ClassVar[str] = "drops channels and makes up for them in the layers behind (interpolative decomposition)"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
     default_size: ClassVar[tuple[str, float]] = ("flops", 0.9)
 
     def __post_init__(self) -> None:
         check_options(self)
-        Sizing.of(self)
+        sizing = Sizing.of(self)
         Selection.parse(self.name, self.only, self.ignore)
+        if self.mode == "iditer" and sizing.name in ("keep", "latency"):
+            raise OptionError(f"id: mode=iditer stops at a budget; give flops=, params= or bytes=, not {sizing.name}=")
+        if self.factor == "tsqr" and (self.reconstruct != "none" or self.mode == "iditer"):
+            raise OptionError("id: factor=tsqr gives pivots and T; it needs mode=oneshot and reconstruct=none")
 
     @property
-    def _selection(self) -> Selection:
-        return Selection.parse(self.name, self.only, self.ignore)
+    def _published(self) -> bool:
+        """Whether T is folded and nothing is refitted."""
+        return self.reconstruct == "none"
+
+    @property
+    def _fit(self) -> Fit:
+        return Fit(
+            self.reconstruct != "symmetric", self.ridge, self.preserve_zeros, select=self.select, rounds=self.rectify
+        )
+
+    def _treatable(self, analysis: Analysis, shapes: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
+        """Return the spaces whose readers can all be refitted, and why the others are left alone."""
+        candidates, skipped = Selection.parse(self.name, self.only, self.ignore).spaces(analysis)
+        units = {unit.node for unit in linear_units(analysis.model, dict(shapes))}
+        plain = self._published or self.mode == "iditer"
+        chosen = []
+        for space in candidates:
+            bad = (c for c in space.consumers if c.node not in units or (plain and not foldable(analysis, space, c)))
+            odd, opaque = next(bad, None), analysis.opaque(space)
+            if opaque is not None:
+                skipped[space.name] = opaque
+            elif odd is not None:
+                skipped[space.name] = f"'{odd.node.name}' reads its channels in groups or in an irregular order"
+            elif not space.consumers:
+                skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
+            else:
+                chosen.append(space)
+        return chosen, skipped
+
+    def _chosen(self, analysis: Analysis, inputs: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
+        return self._treatable(analysis, concrete_shapes(analysis.model, example_shapes(analysis.model, inputs)))
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
-        """Return one Gram matrix per tensor that a consumer of a prunable space reads."""
-        if self.keep == 1.0:
+        """Return an observer per tensor that is read by a consumer of a prunable space, where T alone is folded.
+
+        With reconstruction the model is run piece by piece instead, see ``fit/reconstruct``.
+        """
+        if self.keep == 1.0 or not self._published or self.mode == "iditer":
             return {}
         analysis = spaces.analyse(prepare(model))
-        found: dict[Tap, Observer] = {}
-        for space in _treatable(analysis, self._selection)[0]:
-            for consumer in space.consumers:
-                shape = surgery.layout(analysis, consumer)
-                assert shape is not None
-                tap = Tap(str(consumer.value.name), consumer.axis)
-                found[tap] = Gram(consumer.axis, len(shape.channels), shape.outer, shape.inner)
-        return found
+        consumers = [c for space in self._chosen(analysis, {})[0] for c in space.consumers]
+        return {tap_of(consumer): observer(analysis, consumer, self.factor) for consumer in consumers}
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
-        """Return the widths that the size gives and the range that it could have."""
+        """Return the widths that the size gives, and the range that it could have.
+
+        With examples at hand and a budget to share out, the widths are the ones that the pass would take, and the
+        notes predict the agreement at several sizes.
+        """
         analysis = spaces.analyse(prepare(model))
-        return plan_spaces(self, analysis, *_treatable(analysis, self._selection), context)
+        chosen, skipped = self._chosen(analysis, context.inputs)
+        sizing = Sizing.of(self)
+        measured = self.allocate == "measured" and not self._published and self.mode == "oneshot"
+        if context.examples is None or not measured or sizing.name in ("keep", "latency"):
+            return plan_spaces(self, analysis, chosen, skipped, context)
+        cutter = self._cutter(model, context)
+        found = plan_spaces(self, analysis, chosen, skipped, context, cutter.allocated(sizing))
+        curve = [f"{sizing.name} {value:g}: {self._predicted(cutter, sizing, value):.3f}" for value in _CURVE]
+        return replace(found, notes=(*found.notes, "predicted agreement, a rough guide: " + ", ".join(curve)))
+
+    def _predicted(self, cutter: Cutter, sizing: Sizing, value: float) -> float:
+        return cutter.survey.agreement(cutter.allocated(replace(sizing, value=value)))
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
-        """Return the model with narrower spaces; errors per space are in ``numbers["layers"]``."""
+        """Return the model with narrower spaces; what every space and every refit gave is in the numbers."""
+        if self.mode == "iditer":
+            return self._iterative(model, context)
+        if self._published:
+            return self._folded(model, context)
+        return self._refitted(self._cutter(model, context), Sizing.of(self), context)
+
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
+        """Return a function from a FLOPs fraction to what this pass with that size gives; data is surveyed once."""
+        if self._published or self.mode == "iditer":
+            return lambda value: replace(self, flops=value).apply(
+                model, replace(context, statistics=self._statistics(model, context))
+            )
+        cutter = self._cutter(model, context)
+        return lambda value: replace(self, flops=value)._refitted(
+            cutter, Sizing.of(replace(self, flops=value)), context
+        )
+
+    def _statistics(self, model: ir.Model, context: Context) -> Mapping[Tap, Any]:
+        wanted = self.wants(model)
+        if not wanted or context.collect is None:
+            return context.statistics
+        return context.collect(model, wanted)
+
+    def _cutter(self, model: ir.Model, context: Context) -> Cutter:
+        if context.examples is None and self.keep != 1.0:
+            raise DataError("id needs calibration data; give --data or --calib")
+        return Cutter(model, context, self._fit, lambda analysis: self._chosen(analysis, context.inputs))
+
+    def _refitted(self, cutter: Cutter, sizing: Sizing, context: Context) -> StepResult:
+        def widths_at(size: Sizing) -> dict[str, int]:
+            even = size.name == "keep" or self.allocate == "uniform"
+            return cutter.uniform(size) if even else cutter.allocated(size)
+
+        got: dict[str, tuple[float, float]] = {}
+        if sizing.name == "latency" and sizing.value < 1.0:
+            widths, _ = fastest_within(sizing.value, cutter, sizing, widths_at)
+        else:
+            widths = widths_at(sizing)
+        cut = cutter.cut(widths)
+        if sizing.name == "latency":
+            from onnxprune.fit.speed import ratio
+
+            got["latency"] = (sizing.value, ratio(context, cut.model))
+        numbers: dict[str, Any] = {"spaces": len(cutter.chosen), "layers": cut.spaces, "refits": cut.refits}
+        if "survey" in cutter.__dict__:
+            numbers["predicted_agreement"] = cutter.survey.agreement(widths)
+            numbers["sensitivity"] = [
+                {"space": name, "width": m.width, "divergence": m.loss, "disagreement": m.disagreement}
+                for name, curve in cutter.survey.curves.items()
+                for m in curve.measured
+            ]
+        narrow = {name: len(indices) for name, indices in cut.kept.items()}
+        return self._result(cut.model, cutter.skipped, numbers, context, sizing, narrow, got)
+
+    def _folded(self, model: ir.Model, context: Context) -> StepResult:
         work = prepare(model)
         analysis = spaces.analyse(work)
-        chosen, skipped = _treatable(analysis, self._selection)
+        chosen, skipped = self._chosen(analysis, context.inputs)
         sizing = Sizing.of(self)
+        if sizing.name == "latency":
+            raise OptionError("id: latency= needs reconstruct=symmetric or asymmetric")
         widths = sizing.widths(analysis, chosen, context)
         layers, kept = [], {}
         for space in chosen:
-            if widths[space.name] >= space.width:
-                continue
-            indices, row = self._reduce(analysis, space, widths[space.name], context)
-            kept[space.name] = indices
-            layers.append(row)
+            if widths[space.name] < space.width:
+                kept[space.name], row = reduce_space(
+                    analysis, space, widths[space.name], context.statistics, swap=self.swap
+                )
+                layers.append(row)
         if kept:
-            _fold(analysis, chosen, kept, context, self.preserve_zeros)
+            fold(analysis, chosen, kept, context.statistics, self.preserve_zeros)
+        return self._cut(work, analysis, kept, skipped, {"spaces": len(chosen), "layers": layers}, context)
+
+    def _iterative(self, model: ir.Model, context: Context) -> StepResult:
+        work = prepare(model)
+        analysis = spaces.analyse(work)
+        chosen, skipped = self._chosen(analysis, context.inputs)
+        sizing, tally = Sizing.of(self), tally_of(analysis, context)
+        budget = sizing.budget(analysis, context, tally)
+        kept, path = iditer(
+            work, analysis, chosen, tally, context, cost=budget.cost, limit=budget.limit, step=self.step,
+            refresh=self.refresh, log_interval=self.log_interval, max_steps=self.steps, score=self.score,
+            readers="each", preserve_zeros=self.preserve_zeros,
+        )  # fmt: skip
+        trajectory = [{key: value for key, value in vars(point).items() if value is not None} for point in path]
+        numbers: dict[str, Any] = {"spaces": len(chosen), "trajectory": trajectory}
+        if self._published or not kept:
+            numbers["layers"] = [_row(s, kept) for s in chosen if s.name in kept]
+            return self._cut(work, analysis, kept, skipped, numbers, context)
+        cutter = self._cutter(model, context)
+        widths = {s.name: len(kept[s.name]) if s.name in kept else s.width for s in chosen}
+        cut = cutter.cut(widths)
+        numbers |= {"layers": cut.spaces, "refits": cut.refits}
+        narrow = {name: len(indices) for name, indices in cut.kept.items()}
+        return self._result(cut.model, skipped, numbers, context, sizing, narrow, {})
+
+    def _cut(
+        self,
+        work: ir.Model,
+        analysis: Analysis,
+        kept: Mapping[str, np.ndarray],
+        skipped: Mapping[str, str],
+        numbers: Mapping[str, Any],
+        context: Context,
+    ) -> StepResult:
+        if kept:
             surgery.cut(analysis, kept)
             record_kept(work, surgery.kept_outputs(analysis, kept))
-        result = finish(work)
-        warnings = () if chosen else ("id found no channels that it can cut; the reasons are listed with the step",)
-        numbers = {"spaces": len(chosen), "layers": layers}
-        notices = sizing.unaligned({name: len(indices) for name, indices in kept.items()})
-        return StepResult(result, skipped, numbers, reached(self, result, context), (*warnings, *notices))
+        narrow = {name: len(indices) for name, indices in kept.items()}
+        return self._result(finish(work), skipped, numbers, context, Sizing.of(self), narrow, {})
 
-    def _reduce(
-        self, analysis: Analysis, space: ChannelSpace, width: int, context: Context
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the kept channel indices of one space, ascending, and its row of the report."""
-        grams = [_space_gram(analysis, space, consumer, context) for consumer in space.consumers]
-        total = sum(gram / max(float(np.trace(gram)), np.finfo(float).tiny) for gram, _ in grams)
-        rows = min(count for _, count in grams)
-        factored = pivoted_cholesky(np.asarray(total), width)
-        pivots = factored.pivots
-        note = None
-        if rows < _ROWS_PER_CHANNEL * space.width:
-            pivots = _fill(pivots, space, analysis, width)
-            note = f"only {rows} rows for {space.width} channels; give more calibration examples"
-        elif len(pivots) < width:
-            note = f"numerical rank {len(pivots)} is below {width}: the rest is redundant"
-        kept = np.sort(pivots if len(pivots) else np.zeros(1, dtype=np.int64))
-        errors = [interpolation_error(gram, kept, interpolation(gram, kept, _RIDGE)) for gram, _ in grams]
-        row = {"space": space.name, "width": space.width, "kept": len(kept), "relative_error": max(errors)}
-        return kept, row if note is None else {**row, "note": note}
+    def _result(
+        self,
+        model: ir.Model,
+        skipped: Mapping[str, str],
+        numbers: Mapping[str, Any],
+        context: Context,
+        sizing: Sizing,
+        widths: Mapping[str, int],
+        got: Mapping[str, tuple[float, float]],
+    ) -> StepResult:
+        none = (
+            () if numbers["spaces"] else ("id found no channels that it can cut; the reasons are listed with the step",)
+        )
+        sizes = {**reached(self, model, context), **got}
+        return StepResult(model, skipped, numbers, sizes, (*none, *sizing.unaligned(widths)))
 
 
-def _treatable(analysis: Analysis, selection: Selection) -> tuple[list[ChannelSpace], dict[str, str]]:
-    """Return the spaces whose consumers can all take a folded matrix, and why the others are left alone."""
-    candidates, skipped = selection.spaces(analysis)
-    chosen = []
-    for space in candidates:
-        odd = next((c for c in space.consumers if not _foldable(analysis, space, c)), None)
-        opaque = analysis.opaque(space)
-        if odd is not None:
-            skipped[space.name] = f"'{odd.node.name}' reads its channels in groups or in an irregular order"
-        elif opaque is not None:
-            skipped[space.name] = opaque
-        elif not space.consumers:
-            skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
-        else:
-            chosen.append(space)
-    return chosen, skipped
-
-
-def _foldable(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> bool:
-    regular = consumer.groups == 1 and surgery.layout(analysis, consumer) is not None
-    return regular and _positions(analysis, space, consumer) is not None
-
-
-def _gram(consumer: Consumer, context: Context) -> GramResult:
-    found = context.statistics[Tap(str(consumer.value.name), consumer.axis)]
-    assert isinstance(found, GramResult)
-    return found
-
-
-def _positions(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> np.ndarray | None:
-    """Return where the space's channels stand among the channels that the consumer reads, int64 [width, times].
-
-    A row or column of a grid (an attention head, a place of every group) stands there several times, in the same
-    order for all; None where the consumer does not read all of them equally often.
-    """
-    shape = surgery.layout(analysis, consumer)
-    assert shape is not None
-    owner = analysis.owners(space)[shape.channels]
-    times = np.bincount(owner[owner >= 0], minlength=space.width)
-    if times.min() != times.max():
-        return None
-    return np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :].reshape(space.width, -1)
-
-
-def _space_gram(
-    analysis: Analysis, space: ChannelSpace, consumer: Consumer, context: Context
-) -> tuple[np.ndarray, int]:
-    """Return the space's Gram matrix, summed over all places where its channels stand, and its number of rows."""
-    found = _gram(consumer, context)
-    where = _positions(analysis, space, consumer)
-    assert where is not None
-    return sum((found.gram[np.ix_(at, at)] for at in where.T), np.zeros((space.width, space.width))), found.rows
-
-
-def _fill(pivots: np.ndarray, space: ChannelSpace, analysis: Analysis, width: int) -> np.ndarray:
-    """Extend pivots to ``width`` channels by the norm of their producers' weights (too few rows for a rank)."""
-    norms = np.zeros(space.width)
-    for producer in space.producers:
-        channels = analysis.positions(space, analysis.tracer.labels[producer.weight][producer.axis])
-        data = surgery.axis_norms(producer.weight, producer.axis)
-        np.add.at(norms, channels[channels >= 0], data[channels >= 0])
-    rest = [int(i) for i in np.argsort(-norms, kind="stable") if i not in set(pivots.tolist())]
-    return np.concatenate([pivots, np.array(rest[: width - len(pivots)], dtype=np.int64)])
-
-
-def _fold(
-    analysis: Analysis,
-    chosen: list[ChannelSpace],
-    kept: Mapping[str, np.ndarray],
-    context: Context,
-    preserve_zeros: bool,
-) -> None:
-    """Fold what is about to be dropped into every consumer of a space that is cut, each consumer once."""
-    keep = analysis.keep_mask(kept)
-    consumers = {id(c): c for space in chosen if space.name in kept for c in space.consumers}
-    for consumer in consumers.values():
-        shape = surgery.layout(analysis, consumer)
-        assert shape is not None
-        rows = surgery.weight_rows(consumer, shape)
-        staying = np.flatnonzero(keep[shape.channels])
-        folded = fold_consumer(rows, _gram(consumer, context).gram, staying, preserve_zeros=preserve_zeros)
-        surgery.set_weight_rows(consumer, shape, folded)
+def _row(space: ChannelSpace, kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {"space": space.name, "width": space.width, "kept": len(kept[space.name])}

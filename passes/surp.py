@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +28,12 @@ class Surp:
     """
 
     sparsity: float | None = option(
-        None, float, "share of zeros among the treated weights; default 0.5", low=0.0, high=1.0, below=True
+        None,
+        float,
+        "share of zeros among the treated weights; searched for where none is given, else 0.5",
+        low=0.0,
+        high=1.0,
+        below=True,
     )
     values: str = option(
         "reconstruction",
@@ -66,10 +71,7 @@ class Surp:
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the tensors that compete for the sparsity; how many zeros each gets, the code decides."""
-        work = model.clone()
-        constants.lift(work)
-        name_nodes(work)
-        tensors, skipped = _treated(work, Selection.parse(self.name, self.only, self.ignore))
+        tensors, skipped = _treated(_opened(model), Selection.parse(self.name, self.only, self.ignore))
         zeros = self.default_size[1] if self.sparsity is None else self.sparsity
         rows = tuple(
             {"tensor": str(v.name), "weights": int(w.size), "nonzero": int(np.count_nonzero(w))}
@@ -84,19 +86,42 @@ class Surp:
         Raises:
             ModelError: A weight tensor holds NaN or infinity.
         """
-        work = model.clone()
-        work.meta.update(model.meta)
-        constants.lift(work)
-        name_nodes(work)
-        wanted = self.default_size[1] if self.sparsity is None else self.sparsity
+        work = _opened(model)
         tensors, skipped = _treated(work, Selection.parse(self.name, self.only, self.ignore))
-        total = sum(weight.size for weight in tensors.values())
+        return self._pruned(work, tensors, self._pooled(tensors), skipped, context)
+
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
+        """Return what :meth:`apply` gives for a sparsity; the weights are read and pooled once."""
+        source = _opened(model)
+        tensors, skipped = _treated(source, Selection.parse(self.name, self.only, self.ignore))
+        pooled = self._pooled(tensors)
+
+        def at(sparsity: float) -> StepResult:
+            work = source.clone()
+            work.meta.update(source.meta)
+            own = {work.graph.initializers[str(value.name)]: weight for value, weight in tensors.items()}
+            return replace(self, sparsity=sparsity)._pruned(work, own, pooled, skipped, context)
+
+        return at
+
+    def _pruned(
+        self,
+        work: ir.Model,
+        tensors: dict[ir.Value, np.ndarray],
+        pooled: np.ndarray,
+        skipped: Mapping[str, str],
+        context: Context,
+    ) -> StepResult:
+        """Prune the weights of ``work`` in place; ``tensors`` comes to hold what was written."""
+        wanted = self.default_size[1] if self.sparsity is None else self.sparsity
+        total = pooled.size
         if not total or wanted == 0.0:
             numbers = {"weights": total, "sparsity": _sparsity(tensors), "layers": []}
             return StepResult(finish(work), skipped=skipped, numbers=numbers)
         before = {value: np.count_nonzero(weight) for value, weight in tensors.items()}
         zeros = math.ceil(wanted * total - 1e-9)
-        refinement = self._refine(tensors, total - zeros, context.seed)
+        law = Law(alpha=self.alpha, decay=self.decay, patience=self.patience, seed=context.seed)
+        refinement = refine(pooled, total - zeros, law)
         self._write(tensors, refinement)
         sparsity = _sparsity(tensors)
         numbers = {
@@ -110,10 +135,10 @@ class Surp:
         warnings = () if refinement.complete else (_too_sparse(wanted, sparsity),)
         return StepResult(finish(work), skipped, numbers, reached, warnings)
 
-    def _refine(self, tensors: Mapping[ir.Value, np.ndarray], nonzeros: int, seed: int) -> Refinement:
-        pooled = [np.abs(weight).ravel() / self._norm(weight) for weight in tensors.values()]
-        law = Law(alpha=self.alpha, decay=self.decay, patience=self.patience, seed=seed)
-        return refine(np.concatenate(pooled), nonzeros, law)
+    def _pooled(self, tensors: Mapping[ir.Value, np.ndarray]) -> np.ndarray:
+        """Return the magnitudes of all weights, float64 [weights], each tensor over its norm."""
+        parts = [np.abs(weight).ravel() / self._norm(weight) for weight in tensors.values()]
+        return np.concatenate([np.zeros(0), *parts])
 
     def _norm(self, weight: np.ndarray) -> float:
         if not self.normalize:
@@ -131,6 +156,15 @@ class Surp:
             else:
                 new = np.where(magnitude > 0.0, np.sign(weight) * magnitude * self._norm(weight), 0.0)
             tensors[value] = _store(value, new, weight)
+
+
+def _opened(model: ir.Model) -> ir.Model:
+    """Return a clone whose weights are all initialisers and whose nodes are all named."""
+    work = model.clone()
+    work.meta.update(model.meta)
+    constants.lift(work)
+    name_nodes(work)
+    return work
 
 
 def _too_sparse(wanted: float, got: float) -> str:

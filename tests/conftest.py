@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.data.digits import load
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -117,3 +119,50 @@ def examples_path(tmp_path: Path) -> Path:
     images = rng.standard_normal((200, 1, 12, 12)).astype(np.float32)
     np.savez(path, input=images, y=rng.integers(0, 5, 200))
     return path
+
+
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = load(split)
+    return (images.reshape(len(images), -1) / 255).astype(np.float32), labels
+
+
+def _digits_net(*, outputs: int = 10, useful: int = 48, spare: int = 48) -> onnx.ModelProto:
+    """Gemm-Relu-Gemm on [batch, 64]: random features, least squares behind them, and units that hardly matter."""
+    rng = np.random.default_rng(0)
+    pixels, labels = _digits("train")
+    first, bias = rng.standard_normal((64, useful)) / 4, rng.standard_normal(useful) / 4
+    features = np.maximum(pixels @ first + bias, 0)
+    rows = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    solved = np.linalg.solve(rows.T @ rows + 0.01 * np.eye(useful + 1), rows.T @ np.eye(10)[labels])[:, :outputs]
+    arrays = {
+        "w1": np.concatenate([first, 1e-3 * rng.standard_normal((64, spare))], axis=1),
+        "b1": np.concatenate([bias, np.zeros(spare)]),
+        "w2": np.concatenate([solved[:-1], 1e-3 * rng.standard_normal((spare, outputs))]),
+        "b2": solved[-1],
+    }
+    nodes = [
+        helper.make_node("Gemm", ["input", "w1", "b1"], ["h"], "fc1"),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["out"], "fc2"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", outputs])],
+        [numpy_helper.from_array(data.astype(np.float32), name) for name, data in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> Callable[..., onnx.ModelProto]:
+    """Build a classifier of digits (input ``input`` [batch, 64], output ``out``); half of its units are spare."""
+    return _digits_net
+
+
+@pytest.fixture(scope="session")
+def digits() -> dict[str, dict[str, np.ndarray]]:
+    """1,437 examples to calibrate with, of which 437 are left to choose by, and 360 to judge on, with labels."""
+    (calib, _), (judged, labels) = _digits("train"), _digits("test")
+    return {"calib": {"input": calib}, "eval": {"input": judged, "y": labels}}

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnxprune import recipe
+from onnxprune.evaluate.intervals import lower_bound
 from onnxprune.passes.replace import Replace
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "graphsurgeon.md"
@@ -59,3 +60,18 @@ def test_the_patterns_of_the_page_can_be_read() -> None:
     assert len(rows) == 4
     for pattern, by in rows:
         assert Replace(pattern, by).pattern == pattern
+
+
+def test_the_table_of_proofs_is_right() -> None:
+    text = (PAGE.parent / "contract.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| (changed decisions|\d+) \|", line)
+    ]
+    rates = [float(cell) for cell in rows[0][1:]]
+    assert len(rates) == 7
+    assert len(rows) == 8
+    for flips, *cells in rows[1:]:
+        for rate, cell in zip(rates, cells, strict=True):
+            n = int(cell.replace(",", ""))
+            assert lower_bound(n - int(flips), n) >= rate
+            assert lower_bound(n - 1 - int(flips), n - 1) < rate

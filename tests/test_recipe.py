@@ -25,7 +25,10 @@ from onnxprune.recipe import canonical, options, parse
 PASS_NAMES = ", ".join(sorted(recipe.PASSES))
 # Passes that do nothing without being told where or what.
 TOLD = {"extract", "replace"}
-ID_OPTIONS = "keep, flops, params, align, only, ignore, preserve_zeros"
+ID_OPTIONS = (
+    "keep, flops, params, bytes, latency, mode, reconstruct, select, allocate, ridge, rectify, step, steps, refresh, "
+    "score, log_interval, factor, swap, align, only, ignore, preserve_zeros"
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def test_targets_fill_what_names_no_size() -> None:
     ("text", "targets", "sentence"),
     [
         ("surp", [("flops", 0.5)], "--target flops=0.5: no pass of the recipe takes it; add a pass for it or drop"),
-        ("id", [("bytes", 0.5)], "--target bytes=0.5: no pass of the recipe takes it; add a pass for it or drop"),
+        ("surp", [("bytes", 0.5)], "--target bytes=0.5: no pass of the recipe takes it; add a pass for it or drop"),
         ("id(keep=0.5)", [("flops", 0.5)], "--target flops=0.5: id names a size already; add a pass for it or drop"),
         ("id", [("flops", 0.5), ("keep", 0.5)], "--target keep=0.5: id names a size already; add a pass for it or"),
         ("cleanup", [("sparsity", 0.5)], "--target sparsity=0.5: no pass of the recipe takes it; add a pass for it"),
@@ -303,3 +306,12 @@ def test_every_pass_of_the_table_is_complete() -> None:
             continue
         assert found() == parse(name)[0]
         assert canonical([found()]).partition("(")[0] == name
+
+
+def test_bare_passes_are_told_and_take_a_size() -> None:
+    surp, cut, sized, clean = recipe.parse("surp(values=original),filters,filters(keep=0.5),cleanup")
+    assert [recipe.bare(item) for item in (surp, cut, sized, clean)] == [True, True, False, False]
+    assert recipe.canonical([recipe.sized(surp, 0.25), recipe.sized(cut, 1.0)]) == (
+        "surp(sparsity=0.25,values=original),filters(flops=1.0)"
+    )
+    assert recipe.bare(surp)

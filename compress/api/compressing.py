@@ -13,6 +13,7 @@ from onnxprune import pipeline, recipe
 from onnxprune.api.opening import ModelLike, input_shapes, open_model, open_runtime, open_split, task
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
+from onnxprune.api.searching import open_search
 from onnxprune.budget import Target, parse_target
 from onnxprune.contract import Pass
 from onnxprune.data import DataLike
@@ -74,7 +75,8 @@ def compress(
         calib: source of calibration examples; labels are never read.
         eval: source of evaluation examples; accuracy needs labels.
         targets: sizes such as ``"flops=0.5"`` for passes that name none.
-        gates: what must hold; see ``Result.met``.
+        gates: what must hold; see ``Result.met``. A pass without a size (and no ``targets``) goes as far as
+            ``min_agreement``, or 0.99, allows on examples that calibration left; see ``docs/contract.md``.
         options: where to run, seeds, sizes of the splits.
 
     Raises:
@@ -89,29 +91,32 @@ def compress(
     split = open_split(loaded, chosen, data, calib, eval)
     calibration = split.calibration if any("calibration" in item.needs for item in items) else None
     shapes = input_shapes(calibration or split.evaluation)
-    run = pipeline.Run(calibration, settings, chosen.seed, shapes, chosen.progress)
-    result, steps = pipeline.run(loaded.model, items, run)
     if split.evaluation is None:
         raise DataError("there are no examples to evaluate on; give --data or --eval")
+    search = open_search(items, loaded.model, split, settings, chosen, asked, targeted=bool(targets))
+    run = pipeline.Run(calibration, settings, chosen.seed, shapes, search.progress)
+    result, steps = pipeline.run(loaded.model, items, run, search.treat)
     runnable, unjudged = _runnable(loaded.model, steps)
     with task(chosen, "evaluation", split.evaluation.count) as advance:
         judged = judge(
             loaded.model, runnable, split.evaluation, settings,
             confidence=chosen.confidence, classes=loaded.classes, advance=advance,
         )  # fmt: skip
-    sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint)
+    sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint, search.decided)
     verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, chosen.confidence))
     warnings = (
         *unjudged,
         *notices,
         *split.warnings,
+        *search.warnings,
         *(w for s in steps for w in s.result.warnings),
+        *search.shortfall(asked, judged.evidence),
         *overlap,
         *judged.evidence.warnings,
     )
     report = build_report(
         loaded, judged, chosen, warnings,
-        recipe=recipe.canonical(items), steps=tuple(step(s) for s in steps), gates=verdicts, data=sides,
+        recipe=recipe.canonical(s.item for s in steps), steps=tuple(step(s) for s in steps), gates=verdicts, data=sides,
         cost=cost_between(measure(loaded.model, shapes), steps[-1].cost),
     )  # fmt: skip
     return Result(result, report)

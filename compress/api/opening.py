@@ -128,6 +128,7 @@ def open_split(
         model_data=loaded.data,
         calib_examples=options.calib_examples,
         eval_examples=options.eval_examples,
+        drop_classes=options.drop_classes,
         seed=options.seed,
         preprocess=loaded.preprocess,
         classes=loaded.classes,

@@ -13,6 +13,7 @@ from onnxprune.data import Preprocess
 class Options:
     """What every command shares: where to run, what to feed, how sure to be.
 
+    ``drop_classes`` (names or indices) are left out of calibration, to see what that does to their decisions;
     ``preprocess`` is a file or a :class:`~onnxprune.data.Preprocess`; without it the model's metadata says.
     """
 
@@ -23,6 +24,7 @@ class Options:
     confidence: float = 0.95
     calib_examples: int | None = None
     eval_examples: int | None = None
+    drop_classes: tuple[str, ...] = ()
     preprocess: str | os.PathLike[str] | Preprocess | None = None
     download: bool = False
     progress: Progress | None = None

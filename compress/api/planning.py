@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxprune import recipe
 from onnxprune.api.opening import ModelLike, read_model
 from onnxprune.budget import parse_target
-from onnxprune.contract import Context, Pass, Planner
+from onnxprune.contract import Context, Pass, Planner, Searcher
 from onnxprune.graph.cost import example_shapes, measure
 
 
@@ -43,4 +43,8 @@ def _planned(item: Pass, model: ir.Model, context: Context) -> PassPlan:
     if not isinstance(item, Planner):
         return PassPlan(item.name, options, notes=(item.summary,))
     found = item.plan(model, context)
-    return PassPlan(item.name, options, tuple(found.rows), tuple(found.notes), found.skipped)
+    notes = tuple(found.notes)
+    if recipe.bare(item) and isinstance(item, Searcher):
+        used = ", ".join(f"{name}={options[name]:g}" for name in recipe.SIZES if name in options)
+        notes += (f"no size is given: apply searches for one where it has examples to choose by; planned with {used}",)
+    return PassPlan(item.name, options, tuple(found.rows), notes, found.skipped)

@@ -13,7 +13,7 @@ from onnxprune.budget import Gate, Target, accuracy_drop_gate, agreement_gate, s
 from onnxprune.data import Examples, Fingerprint, shared_examples
 from onnxprune.evaluate.evidence import Evidence
 from onnxprune.evaluate.intervals import examples_needed, lower_bound
-from onnxprune.evaluate.streaming import Judged, fingerprint_of, latency_figures
+from onnxprune.evaluate.streaming import Decided, Judged, fingerprint_of, latency_figures
 from onnxprune.graph.cost import Cost
 from onnxprune.report import report as schema
 from onnxprune.runtime.doctor import versions
@@ -37,25 +37,28 @@ def step(done: pipeline.Step) -> schema.Step:
 
 
 def data_used(
-    calibration: Examples | None, evaluation: Examples, judged: Fingerprint
+    calibration: Examples | None, evaluation: Examples, judged: Fingerprint, decided: Decided | None = None
 ) -> tuple[schema.DataUsed, tuple[str, ...]]:
-    """Return the data section, and a warning when the same examples sit on both sides."""
-    sides = schema.DataUsed(
-        None,
-        schema.DataSide(evaluation.source, evaluation.count, judged.hexdigest()),
-        evaluation.synthetic,
-    )
-    if calibration is None:
-        return sides, ()
-    calibrated = fingerprint_of(calibration)
-    common = shared_examples(calibrated, judged)
-    warning = (
-        f"{common} of {calibration.count} calibration examples are evaluation examples too: "
-        "the agreement measured here flatters the result",
-    )
-    side = schema.DataSide(calibration.source, calibration.count, calibrated.hexdigest())
-    synthetic = calibration.synthetic or evaluation.synthetic
-    return schema.DataUsed(side, sides.eval, synthetic), warning if common else ()
+    """Return the data section, and warnings when evaluation examples served before (``decided``: to choose by)."""
+    used = {"calibration": None if calibration is None else (calibration, fingerprint_of(calibration))}
+    used["choosing"] = None if decided is None else (decided.examples, decided.fingerprint)
+    sides: dict[str, schema.DataSide | None] = {}
+    warnings = []
+    for purpose, found in used.items():
+        sides[purpose] = None if found is None else _side(*found)
+        common = 0 if found is None else shared_examples(found[1], judged)
+        if found is not None and common:
+            warnings.append(
+                f"{common} of {found[0].count} {purpose} examples are evaluation examples too: "
+                "the agreement measured here flatters the result"
+            )
+    synthetic = evaluation.synthetic or (calibration is not None and calibration.synthetic)
+    data = schema.DataUsed(sides["calibration"], _side(evaluation, judged), synthetic, sides["choosing"])
+    return data, tuple(warnings)
+
+
+def _side(examples: Examples, fingerprint: Fingerprint) -> schema.DataSide:
+    return schema.DataSide(examples.source, examples.count, fingerprint.hexdigest())
 
 
 def size_gates(steps: Sequence[pipeline.Step]) -> list[Gate]:

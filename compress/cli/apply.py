@@ -25,6 +25,9 @@ Examples:
       --calib train.zip --eval test.zip --min-agreement 0.98 --report report.md
   onnxprune apply recipe.yaml --in model.onnx --out pruned.onnx --data images.npz --target flops=0.5
 
+A pass without a size (and without --target) goes as far as --min-agreement allows, 0.99 where none is given,
+on examples that calibration leaves; the gate then judges on the evaluation examples.
+
 Without data, the data named in the model's own metadata is used, else random numbers (with a warning).
 Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model or data, 4 runtime, 130 interrupted.
 """,
@@ -46,7 +49,14 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
     "targets",
     multiple=True,
     metavar="SIZE=F",
-    help="a size for passes that name none, such as flops=0.5",
+    help="a size for passes that name none, such as flops=0.5; it takes the place of the search",
+)
+@click.option(
+    "--drop-class",
+    "dropped",
+    multiple=True,
+    metavar="C",
+    help="leave a class (name or index) out of calibration, to see what that does to it",
 )
 @gate_options
 @click.option("--force", is_flag=True, help="overwrite an existing --out")
@@ -64,6 +74,7 @@ def command(
     judged: str | None,
     calib_examples: int | None,
     targets: tuple[str, ...],
+    dropped: tuple[str, ...],
     min_agreement: float | None,
     max_accuracy_drop: float | None,
     reports: tuple[str, ...],
@@ -89,7 +100,7 @@ def command(
         eval=judged,
         targets=targets,
         gates=make_gates(min_agreement, max_accuracy_drop),
-        options=make_options(calib_examples=calib_examples, **run),
+        options=make_options(calib_examples=calib_examples, drop_classes=dropped, **run),
     )
     written = result.met or keep_failed
     if written:

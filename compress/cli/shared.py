@@ -71,7 +71,7 @@ def gate_options(function: Function) -> Function:
             "--min-agreement",
             type=share,
             metavar="A",
-            help="gate: lower bound of the agreement with the original",
+            help="gate: lower bound of the agreement with the original; in apply also what passes without a size hold",
         ),
         click.option("--max-accuracy-drop", type=share, metavar="D", help="gate: accuracy lost, as a fraction"),
         click.option(

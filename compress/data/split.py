@@ -47,6 +47,7 @@ def split_data(
     model_data: str | None = None,
     calib_examples: int | None = None,
     eval_examples: int | None = None,
+    drop_classes: Sequence[str] = (),
     seed: int = 0,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] | None = None,
@@ -68,6 +69,7 @@ def split_data(
         model_data: the source named in the model's metadata, used where the user gives none.
         calib_examples: how many calibrate.
         eval_examples: at most how many evaluate.
+        drop_classes: names or indices of classes of which no example calibrates or chooses; needs labels.
         seed: seed of the shuffles and of random numbers.
         preprocess: as in ``open_data``.
         classes: as in ``open_data``.
@@ -79,14 +81,15 @@ def split_data(
     """
     _check(data, calib, eval, calib_examples, eval_examples)
     opener = partial(open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download)
-    shares = _Shares(opener, calib_examples, eval_examples, seed)
+    dropped = Dropped.parse(drop_classes, classes)
+    shares = _Shares(opener, calib_examples, eval_examples, seed, dropped)
     if eval is None:
         given = data if data is not None else calib
         if given is not None:
             return shares.one(given)
         if model_data is None:
             return shares.one("random", ("no data was given and the model names none: random numbers are used",))
-        with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed)
+        with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed, dropped)
         return with_metadata.one(model_data)
     if calib is not None:
         return shares.two(calib, eval)
@@ -101,6 +104,7 @@ class _Shares:
     calib_examples: int | None
     eval_examples: int | None
     seed: int
+    dropped: Dropped
 
     def one(self, source: DataLike, warnings: tuple[str, ...] = ()) -> Split:
         """Share one source out; random numbers and named splits are two sources under one name."""
@@ -116,9 +120,9 @@ class _Shares:
             )
         rest = rows[wanted:]
         judged, notes = self._judged(rest, pool.source)
-        left = rest[len(judged) :][:MOST]
+        left = self.dropped.without(pool, rest[len(judged) :])[:MOST]
         return _split(
-            pool.take(rows[:wanted]),
+            pool.take(self.dropped.without(pool, rows[:wanted])),
             pool.take(left) if left.size else None,
             pool.take(judged),
             warnings + notes,
@@ -139,7 +143,7 @@ class _Shares:
             return open_source(source, examples=self.calib_examples), None, ()
         sides = _sides(source)
         opened = open_source(source if sides is None else sides[0])
-        rows = _shuffled(opened, self.seed)
+        rows = self.dropped.without(opened, _shuffled(opened, self.seed))
         wanted = MOST if self.calib_examples is None else self.calib_examples
         notes = _capped("calibration", self.calib_examples, opened.count, opened.source)
         left = rows[wanted:][:MOST]
@@ -159,6 +163,46 @@ class _Shares:
     def _judged(self, rest: Rows, source: str) -> tuple[Rows, tuple[str, ...]]:
         wanted = len(rest) if self.eval_examples is None else self.eval_examples
         return rest[:wanted], _capped("evaluation", self.eval_examples, len(rest), f"{source} after calibration")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Classes of which no example is used for calibration."""
+
+    classes: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, given: Sequence[str], names: Sequence[str] | None) -> Dropped:
+        """Read names (those of the model's metadata) or indices.
+
+        Raises:
+            OptionError: A class is neither.
+        """
+        found = []
+        for text in given:
+            if names is not None and text in names:
+                found.append(list(names).index(text))
+            elif text.isdecimal():
+                found.append(int(text))
+            else:
+                known = "the model names no classes" if names is None else f"the classes are {', '.join(names)}"
+                raise OptionError(f"class '{text}' is unknown: {known}; give a name or an index")
+        return cls(tuple(found))
+
+    def without(self, examples: Examples, rows: Rows) -> Rows:
+        """Return the rows whose label is none of these.
+
+        Raises:
+            DataError: The examples have no labels, or nothing is left.
+        """
+        if not self.classes:
+            return rows
+        if examples.labels is None:
+            raise DataError(f"{examples.source} has no labels, so that no class can be left out of calibration")
+        left = rows[~np.isin(examples.labels[rows], self.classes)]
+        if len(rows) and not len(left):
+            raise DataError(f"{examples.source}: without the classes left out there is nothing to calibrate with")
+        return left
 
 
 def _evaluation_only(shares: _Shares, opener: _Open, judge: DataLike, model_data: str | None) -> Split:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from scipy import special
 
 from onnxprune.errors import DataError, OptionError
+
+# Beyond so many examples one more moves the bound by less than its rounding.
+_TOLD_APART = 10**8
 
 
 def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -66,12 +70,29 @@ def examples_needed(rate: float, confidence: float = 0.95) -> int | None:
     if rate == 0:
         return 1
     n = max(1, math.ceil(math.log(1 - confidence) / math.log(rate)))
+    if n > _TOLD_APART:
+        return n
     # The logarithms can be off by one example either way; the bound itself decides.
     while n > 1 and _lower(n - 1, n - 1, 1 - confidence) >= rate:
         n -= 1
     while _lower(n, n, 1 - confidence) < rate:
         n += 1
     return n
+
+
+def most_flips(n: int, rate: float, confidence: float = 0.95) -> int | None:
+    """Return the most disagreements among ``n`` examples that still prove a rate, or None when not even none do.
+
+    Raises:
+        DataError: if there are no examples.
+        OptionError: if ``rate`` is not in [0, 1] or ``confidence`` not in (0, 1).
+    """
+    if not 0 <= rate <= 1:
+        raise OptionError(f"rate is {rate:g}; it must be in [0, 1]")
+    _check(n, n, confidence)
+    # The bound falls with every flip, so that the flips that prove the rate come first.
+    proving = bisect.bisect_left(range(n + 1), True, key=lambda flips: _lower(n - flips, n, 1 - confidence) < rate)
+    return proving - 1 if proving else None
 
 
 def mcnemar_p(lost: int, gained: int) -> float:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Examples, Fingerprint
+from onnxprune.evaluate.checks import check_scores, refuse_nan
 from onnxprune.evaluate.compare import Comparison
 from onnxprune.evaluate.evidence import Evidence, Performance
+from onnxprune.evaluate.kinds import output_kind
+from onnxprune.evaluate.scores import Rows, decide
 from onnxprune.evaluate.single import Tally
 from onnxprune.runtime.latency import Latency, measure
 from onnxprune.runtime.session import Settings, batch_for, open_session
@@ -89,6 +93,61 @@ def score(
                 advance(len(batch.rows))
         times = measure([session], next(examples.batches(1)).arrays)
         return Scored(tally.result(), fingerprint, times[0], session.providers)
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What one model decided: class indices [examples], the output that they were read off, its classes."""
+
+    examples: Examples
+    rows: Rows
+    output: str
+    classes: int
+    fingerprint: Fingerprint
+
+
+def decide_all(
+    model: ir.Model, examples: Examples, settings: Settings, *, advance: Advance | None = None
+) -> Decided | None:
+    """Return the decisions of the original model, or None where no output holds class scores.
+
+    Raises:
+        ModelError: An output is NaN, or class scores change shape.
+        BackendError: ONNX Runtime failed.
+    """
+    name, classes, found, fingerprint = "", 0, list[Rows](), Fingerprint(keep=True)
+    with open_session(model, settings, label="the original model") as session:
+        for batch in examples.batches(batch_for(session, settings)):
+            count = len(batch.rows)
+            outputs = session.run(batch.arrays, [name] if name else None)
+            if not name:
+                name = next((n for n, array in outputs.items() if output_kind(array, count) == "class scores"), "")
+                if not name:
+                    return None
+                classes = outputs[name].shape[1]
+            refuse_nan("original model", {name: outputs[name]}, fingerprint.count)
+            check_scores("original model", name, outputs[name], count, classes)
+            found.append(decide(outputs[name].astype(np.float64)))
+            fingerprint.update(batch.arrays)
+            if advance is not None:
+                advance(count)
+    return Decided(examples, np.concatenate(found), name, classes, fingerprint)
+
+
+def count_kept(decided: Decided, model: ir.Model, settings: Settings) -> int:
+    """Return on how many examples a model decides as was decided; scores with NaN decide nothing.
+
+    Raises:
+        ModelError: The output has another shape.
+        BackendError: ONNX Runtime failed.
+    """
+    kept = 0
+    with open_session(model, settings, label="the compressed model") as session:
+        for batch in decided.examples.batches(batch_for(session, settings)):
+            scores = session.run(batch.arrays, [decided.output])[decided.output]
+            check_scores("compressed model", decided.output, scores, len(batch.rows), decided.classes)
+            kept += int((decide(scores.astype(np.float64)) == decided.rows[batch.rows]).sum())
+    return kept
 
 
 def fingerprint_of(examples: Examples, size: int = 64) -> Fingerprint:

@@ -32,7 +32,10 @@ def fold_consumer(rows: np.ndarray, gram: np.ndarray, kept: np.ndarray, *, prese
     dense = ~sparse
     if dense.any():
         matrix = interpolation(gram, kept, _RIDGE)[:, dropped]
-        staying[dense] += lost[dense] @ matrix.T
+        if sparse.any():
+            staying[dense] += lost[dense] @ matrix.T
+        else:  # without copies of large weights
+            staying += lost @ matrix.T
     if sparse.any():
         right = lost[sparse] @ gram[np.ix_(dropped, kept)]
         support = staying[sparse] != 0.0

@@ -1,4 +1,4 @@
-"""From a size option (keep, flops, params) to a number of channels per space, exactly and before any cut."""
+"""From a size option (keep, flops, params, bytes, latency) to a number of channels per space, before any cut."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from onnxprune.graph.cost import example_shapes, measure
 from onnxprune.graph.reach import reach
 from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
+from onnxprune.graph.tally import Tally
 
-SIZES = ("keep", "flops", "params")
+SIZES = ("keep", "flops", "params", "bytes", "latency")
 # Narrower spaces gain nothing from whole blocks.
 _WIDE = 64
 
@@ -32,6 +33,14 @@ def block_size() -> int:
     if platform.machine().lower() in ("x86_64", "amd64") and "avx2" in flags and "avx512f" not in flags:
         return 8
     return 16
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What cut channels may cost: ``cost`` of any widths, and the most that it may be."""
+
+    cost: Callable[[Widths], int]
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -57,31 +66,41 @@ class Sizing:
             raise OptionError(f"{item.name}: align={text} is not accepted; give auto or a positive whole number")
         align = 0 if text == "auto" else int(text)
         name, value = (given[0], getattr(item, given[0])) if given else item.default_size
-        return cls(name, float(value), align)
+        # Unaligned widths lose the time that they were to save.
+        return cls(name, float(value), 0 if name == "latency" and align == 1 else align)
 
     def widths(self, analysis: Analysis, chosen: Sequence[ChannelSpace], context: Context) -> dict[str, int]:
         """Return how many channels every chosen space keeps: the same fraction of each, as far as blocks allow."""
         full = {space.name: space.width for space in chosen}
-        align = self._blocks(full)
+        align = self.blocks(full)
         if self.name == "keep":
             return fraction_widths(full, self.value, align, up=True)
-        cost, limit = self._cost(analysis, context)
-        return uniform_widths(full, cost, limit, align)
+        budget = self.budget(analysis, context)
+        return uniform_widths(full, budget.cost, budget.limit, align)
 
     def ranked(self, analysis: Analysis, scores: Mapping[str, np.ndarray], context: Context) -> dict[str, int]:
         """Return how many channels every space keeps when all compete by score; ``keep`` counts channels."""
-        align = self._blocks({name: len(values) for name, values in scores.items()})
+        align = self.blocks({name: len(values) for name, values in scores.items()})
         if self.name == "keep":
             total = sum(len(values) for values in scores.values())
             return ranked_widths(scores, lambda widths: sum(widths.values()), int(self.value * total + 1e-9), align)
-        cost, limit = self._cost(analysis, context)
-        return ranked_widths(scores, cost, limit, align)
+        budget = self.budget(analysis, context)
+        return ranked_widths(scores, budget.cost, budget.limit, align)
 
-    def _blocks(self, widths: Widths) -> dict[str, int]:
+    def blocks(self, widths: Widths) -> dict[str, int]:
+        """Return, per space, the number that its width is a multiple of."""
         if self.align:
             return dict.fromkeys(widths, self.align)
         block = block_size()
         return {name: block if width >= _WIDE else 1 for name, width in widths.items()}
+
+    def choices(self, widths: Widths) -> dict[str, list[int]]:
+        """Return, per space, the widths that it may get, ascending; its own is always among them."""
+        blocks = self.blocks(widths)
+        found = {}
+        for name, width in widths.items():
+            found[name] = [*range(min(blocks[name], width), width, blocks[name]), width]
+        return found
 
     def unaligned(self, widths: Widths) -> tuple[str, ...]:
         """Return a warning that names wide spaces whose width is no multiple of the processor's block."""
@@ -92,18 +111,21 @@ class Sizing:
         listed = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
         return (f"widths that are no multiple of {block} cost speed: {listed}; align=auto avoids them",)
 
-    def _cost(self, analysis: Analysis, context: Context) -> tuple[Callable[[Widths], int], int]:
-        """Return the cost of given widths and the most it may be."""
+    def budget(self, analysis: Analysis, context: Context, tally: Tally | None = None) -> Budget:
+        """Return the cost of given widths and the most it may be; ``latency`` counts FLOPs at the same fraction."""
+        found = tally or tally_of(analysis, context)
+        original = context.original_cost
+        if self.name in ("params", "bytes"):
+            own = measure(analysis.model, context.inputs)
+            if self.name == "params":
+                return Budget(lambda widths: own.params + found.params(widths), int(self.value * original.params))
+            return Budget(lambda widths: int(own.bytes + found.bytes(widths)), int(self.value * original.bytes))
+        return Budget(found.macs, int(self.value * original.macs))
 
-        def kept(widths: Widths) -> dict[str, np.ndarray]:
-            return {name: np.arange(count) for name, count in widths.items()}
 
-        if self.name == "params":
-            count = spaces.parameter_counter(analysis)
-            return lambda widths: count(kept(widths)), int(self.value * context.original_cost.params)
-        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
-        limit = int(self.value * context.original_cost.macs)
-        return lambda widths: spaces.predicted_macs(analysis, shapes, kept(widths)), limit
+def tally_of(analysis: Analysis, context: Context) -> Tally:
+    """Return the costs of an analysed model at the shapes at which the original's are counted."""
+    return Tally(analysis, concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs)))
 
 
 def reached(item: Any, result: ir.Model, context: Context) -> dict[str, tuple[float, float]]:
@@ -115,22 +137,29 @@ def reached(item: Any, result: ir.Model, context: Context) -> dict[str, tuple[fl
         found["flops"] = (float(item.flops), spaces.total_macs(result, shapes) / original.macs)
     if getattr(item, "params", None) is not None and original.params:
         found["params"] = (float(item.params), measure(result, context.inputs).params / original.params)
+    if getattr(item, "bytes", None) is not None and original.bytes:
+        found["bytes"] = (float(item.bytes), measure(result, context.inputs).bytes / original.bytes)
     return found
 
 
 def plan_spaces(
-    item: Any, analysis: Analysis, chosen: Sequence[ChannelSpace], skipped: Mapping[str, str], context: Context
+    item: Any,
+    analysis: Analysis,
+    chosen: Sequence[ChannelSpace],
+    skipped: Mapping[str, str],
+    context: Context,
+    widths: Widths | None = None,
 ) -> Plan:
     """Return the plan of a pass that cuts channels: its widths, what they govern, and the range of its targets."""
     shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, context.inputs))
     sizing = Sizing.of(item)
-    widths = sizing.widths(analysis, chosen, context)
+    planned = widths or sizing.widths(analysis, chosen, context)
     found = reach(analysis, shapes)
     rows = tuple(
         {
             "space": space.name,
             "width": space.width,
-            "planned": widths[space.name],
+            "planned": planned[space.name],
             "producers": len(space.producers),
             "consumers": len(space.consumers),
             "MACs governed": found.governed[space.name],
@@ -138,11 +167,11 @@ def plan_spaces(
         for space in chosen
     )
     ones = {space.name: np.zeros(1, dtype=np.int64) for space in chosen}
-    planned = {name: np.arange(count) for name, count in widths.items()}
+    counted = {name: np.arange(count) for name, count in planned.items()}
     original = context.original_cost.macs or 1
-    lowest, after = (spaces.predicted_macs(analysis, shapes, kept) / original for kept in (ones, planned))
+    lowest, after = (spaces.predicted_macs(analysis, shapes, kept) / original for kept in (ones, counted))
     notes = (
         f"{100 * found.prunable_share:.1f} % of the MACs are in nodes that can be cut",
         f"planned: {after:.4f} of the FLOPs; reachable: {lowest:.4f} to {found.macs / original:.4f}",
     )
-    return Plan(rows, (*notes, *sizing.unaligned(widths)), skipped)
+    return Plan(rows, (*notes, *sizing.unaligned(planned)), skipped)

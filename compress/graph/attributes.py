@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -29,3 +29,13 @@ def string_attribute(node: ir.Node, name: str, default: str) -> str:
     """Return a string attribute, or its default where the node does not carry it."""
     found = node.attributes.get(name)
     return default if found is None else str(found.as_string())
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes of a node's bodies, and of theirs."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()

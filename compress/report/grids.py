@@ -132,6 +132,14 @@ def layer_grid(step: Step) -> Grid | None:
     return Grid(columns, rows)
 
 
+def search_grid(step: Step) -> Grid | None:
+    """Return the sizes that a search tried, in order, with what each kept; None where nothing was searched for."""
+    if not step.trials:
+        return None
+    rows = tuple((number(t["size"]), percent(t["agreement"]), percent(t["low"]), _met(t["met"])) for t in step.trials)
+    return Grid(("size tried", "agreement", "lower bound", "holds"), rows)
+
+
 def gate_grid(report: Report) -> Grid:
     """Return every gate, what was wanted and what was got."""
     rows = tuple(
@@ -143,7 +151,9 @@ def gate_grid(report: Report) -> Grid:
 
 def data_grid(report: Report) -> Grid:
     """Return the examples of both sides."""
-    named = (("calibration", report.data.calib), ("evaluation", report.data.eval))
+    named = [("calibration", report.data.calib), ("evaluation", report.data.eval)]
+    if report.data.choosing is not None:
+        named.insert(1, ("choosing", report.data.choosing))
     rows = tuple(
         (name, side.source, number(side.examples), side.sha256 or UNKNOWN) if side else (name, "none", "0", "-")
         for name, side in named

@@ -19,6 +19,7 @@ from onnxprune.report.grids import (
     layer_grid,
     output_grid,
     pair_grid,
+    search_grid,
     skipped_grid,
     step_grid,
 )
@@ -108,10 +109,13 @@ def _steps(report: Report) -> Iterator[str]:
 
 
 def _step(step: Step) -> Iterator[str]:
-    layers = layer_grid(step)
-    others = {key: value for key, value in step.numbers.items() if key != "layers" or layers is None}
+    layers, tried = layer_grid(step), search_grid(step)
+    shown = {key for key, grid in (("layers", layers), ("search", tried)) if grid is not None}
+    others = {key: value for key, value in step.numbers.items() if key not in shown}
     if others:
         yield _table(pair_grid("number", others))
+    if tried is not None:
+        yield _table(tried)
     if layers is not None:
         yield _table(layers)
     if step.skipped:

@@ -13,6 +13,7 @@ from onnxprune.evaluate.evidence import Accuracy, Agreement, OutputError, Output
 from onnxprune.report.plain import from_plain, to_plain
 
 SCHEMA: Final = "onnxprune.report/1"
+_TRIAL: Final = frozenset({"size", "agreement", "low", "met"})
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Skipped:
 class Step:
     """One pass of the recipe: ``cost`` is the model's after the step, ``numbers`` what the pass has to tell.
 
-    ``numbers["layers"]``, where a pass gives it, is a list of mappings, one per layer; views print a table.
+    ``numbers["layers"]``, where a pass gives it, is a list of mappings, one per layer; views print a table. So is
+    ``numbers["search"]``, one per size that was tried: ``size``, ``agreement``, ``low``, ``met``.
     """
 
     pass_name: str = field(metadata={"key": "pass"})
@@ -99,6 +101,15 @@ class Step:
     skipped: tuple[Skipped, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     cost: Figures | None = None
+
+    @property
+    def trials(self) -> tuple[Mapping[str, Any], ...]:
+        """The sizes that a search tried, in order; empty where nothing was searched for."""
+        rows = self.numbers.get("search")
+        if not isinstance(rows, list | tuple):
+            return ()
+        whole = all(isinstance(each, Mapping) and each.keys() >= _TRIAL for each in rows)
+        return tuple(rows) if whole else ()
 
 
 @dataclass(frozen=True)
@@ -112,11 +123,15 @@ class DataSide:
 
 @dataclass(frozen=True)
 class DataUsed:
-    """The examples a run calibrated and was judged on; ``synthetic`` ones are made up."""
+    """The examples a run calibrated and was judged on; ``synthetic`` ones are made up.
+
+    ``choosing`` are those that a search went by; None where nothing was searched for.
+    """
 
     calib: DataSide | None = None
     eval: DataSide | None = None
     synthetic: bool = False
+    choosing: DataSide | None = None
 
 
 @dataclass(frozen=True)

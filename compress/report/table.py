@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 from onnxprune.report.grids import Grid, accuracy_grid, agreement_grid, cost_grid, step_grid
 from onnxprune.report.report import Report
-from onnxprune.report.verdict import data_sentence, flips_sentence, latency_sentence, remarks, verdict, worst_class
+from onnxprune.report.verdict import (
+    data_sentence,
+    flips_sentence,
+    latency_sentence,
+    remarks,
+    search_sentence,
+    verdict,
+    worst_class,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +43,10 @@ def render(report: Report, console: Console) -> None:
         _say(console, timed)
     if report.steps:
         _grid(console, step_grid(report, options=False))
+        for step in report.steps:
+            tried = search_sentence(step)
+            if tried is not None:
+                _say(console, tried)
         _skipped(report, console)
     if report.gates:
         console.print()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnxprune.evaluate.evidence import Agreement
-from onnxprune.report.figures import amount, interval, number, percent
-from onnxprune.report.report import Report
+from onnxprune.report.figures import amount, interval, number, percent, settings
+from onnxprune.report.report import Report, Step
 
 SMALLER_NOT_FASTER = (
     "Smaller, not faster: zeros were made, but ONNX Runtime computes with a zero as with any other weight. "
@@ -62,6 +62,21 @@ def worst_class(agreement: Agreement) -> str | None:
     worst = min(agreement.per_class, key=lambda each: (each.high, each.rate))
     kept = f"{percent(worst.rate)} of {amount(worst.count, 'decision')} kept"
     return f"Worst class: {worst.label} ({kept}, {interval(worst.low, worst.high)})."
+
+
+def search_sentence(step: Step) -> str | None:
+    """Return the sizes that a search tried, in order, and what each kept; None where nothing was searched for."""
+    if not step.trials:
+        return None
+    tried = (
+        f"{number(t['size'])} {percent(t['agreement'])} ({percent(t['low'])}) {'yes' if t['met'] else 'no'}"
+        for t in step.trials
+    )
+    wanted = percent(step.numbers.get("wanted_agreement"))
+    return (
+        f"{step.pass_name} searched for {wanted} agreement: {', '.join(tried)}; taken: {settings(step.options)} "
+        "(each: size, kept, lower bound, holds)."
+    )
 
 
 def latency_sentence(report: Report) -> str | None:

@@ -6,6 +6,8 @@ import functools
 
 import onnx_ir as ir
 
+from onnxprune.errors import ModelError
+
 _STANDARD = ("", "ai.onnx.ml")
 
 
@@ -40,3 +42,17 @@ def _registered() -> frozenset[str]:
 
     engine()
     return frozenset(f"{schema.domain}::{schema.name}" for schema in state.get_all_operator_schema())
+
+
+def require_runnable(name: str, model: ir.Model) -> None:
+    """Check that ONNX Runtime has every operator of a model that a pass has to run.
+
+    Raises:
+        ModelError: It lacks one.
+    """
+    foreign = unknown_operators(model)
+    if foreign:
+        raise ModelError(
+            f"{name} has to run the model, but ONNX Runtime has no operator {', '.join(foreign)}; "
+            "a pass that writes one (replace) comes last"
+        )

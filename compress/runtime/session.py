@@ -32,7 +32,7 @@ class Settings:
 class Session:
     """One open model: its input names and fixed batch size, and ``run`` from arrays to arrays."""
 
-    def __init__(self, file: Path, settings: Settings, label: str) -> None:
+    def __init__(self, file: Path | bytes, settings: Settings, label: str) -> None:
         onnxruntime = engine()
 
         options = onnxruntime.SessionOptions()
@@ -46,7 +46,9 @@ class Session:
             options.inter_op_num_threads = 1
         self.label = label
         try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=list(settings.providers))
+            self._session = onnxruntime.InferenceSession(
+                file if isinstance(file, bytes) else str(file), options, providers=list(settings.providers)
+            )
         except runtime_errors() as error:
             raise BackendError(f"ONNX Runtime cannot load {label}: {_reason(error)}") from error
         self.outputs = [str(out.name) for out in self._session.get_outputs()]

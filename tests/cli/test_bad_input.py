@@ -125,7 +125,6 @@ def test_recipes_that_are_none(refused, paths, recipe: str, sentence: str) -> No
     [
         (["--target", "flops=2"], "out of range"),
         (["--target", "flips=0.5"], "did you mean 'flops'"),
-        (["--target", "bytes=0.5"], "no pass of the recipe takes it"),
         (["--min-agreement", "2"], "--min-agreement"),
         (["--confidence", "1"], "--confidence"),
         (["--batch-size", "0"], "--batch-size"),
@@ -138,6 +137,12 @@ def test_recipes_that_are_none(refused, paths, recipe: str, sentence: str) -> No
 def test_wrong_flags(refused, paths, words: list[str], sentence: str) -> None:
     model, data, out = paths
     refused(2, sentence, "apply", "surp,id", "--in", model, "--out", out, "--data", data, *words)
+
+
+def test_a_target_that_no_pass_takes(refused, paths) -> None:
+    model, data, out = paths
+    words = ("apply", "surp", "--in", model, "--out", out, "--data", data, "--target", "bytes=0.5")
+    refused(2, "no pass of the recipe takes it", *words)
 
 
 def _save(path: Path, **arrays: np.ndarray) -> Path:

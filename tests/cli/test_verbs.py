@@ -123,6 +123,40 @@ def test_targets_fill_the_pass_that_takes_them(apply) -> None:
     assert {gate["name"]: gate["met"] for gate in report["gates"]} == {"sparsity": True, "flops": True}
 
 
+def test_a_bare_pass_searches_and_the_gate_judges(cli, digits_net, digits, tmp_path: Path) -> None:
+    onnx.save(digits_net(), tmp_path / "m.onnx")
+    for name, arrays in digits.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    words = [
+        "--in", tmp_path / "m.onnx", "--calib", tmp_path / "calib.npz", "--eval", tmp_path / "eval.npz",
+        "--report", tmp_path / "r.json", "--threads", 1,
+    ]  # fmt: skip
+    done = cli("apply", "filters", *words, "--out", tmp_path / "o.onnx", "--min-agreement", 0.97)
+    assert done.exit_code == 0, done.stdout
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    (step,) = report["steps"]
+    size = step["options"]["flops"]
+    assert size <= 0.5
+    assert report["recipe"] == f"filters(flops={size})"
+    assert report["data"]["choosing"]["examples"] == 437
+    (gate,) = report["gates"]
+    assert gate["got"] >= 0.97
+    plain = " ".join(done.stdout.split())
+    assert "filters searched for 97 % agreement: 0.5 100 % (99.3 %) yes, 0.25 " in plain
+    assert f"taken: flops={size} (each: size, kept, lower bound, holds)." in plain
+
+    for more in ([], ["--keep-failed"]):
+        done = cli("apply", "filters", *words, "--out", tmp_path / "p.onnx", "--min-agreement", 0.9999, *more)
+        assert done.exit_code == 1
+        report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+        message = report["gates"][0]["message"]
+        assert "360 examples cannot prove it even for an identical model; at least 29956 examples would" in message
+        assert " ".join(message.split()) in " ".join(done.stdout.split())
+        assert any("437 choosing examples cannot prove an agreement of 0.9999" in text for text in report["warnings"])
+        assert (tmp_path / "p.onnx").exists() is bool(more)
+        assert (report["result"] is not None) is bool(more)
+
+
 def test_same_seed_same_bytes(apply, tmp_path: Path) -> None:
     for name in ("one.onnx", "two.onnx"):
         apply("surp,id(flops=0.6)", "--threads", 1, out=name)
@@ -221,6 +255,9 @@ def test_plan_says_what_would_be_cut_and_writes_nothing(cli, conv_net_path: Path
     assert cut["skipped"] == {"fc2": "graph output 'logits'"}
     assert "reachable: " in cli("plan", "filters", "--in", conv_net_path, "--target", "flops=0.7").stdout
     assert sorted(tmp_path.iterdir()) == before
+    assert surp["notes"][-1].startswith("no size is given: apply searches for one")
+    assert surp["notes"][-1].endswith("planned with sparsity=0.5")
+    assert not any("no size is given" in note for note in cut["notes"])
 
 
 def test_a_plan_is_what_apply_does(apply, cli, conv_net_path: Path) -> None:

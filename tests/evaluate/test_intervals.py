@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from onnxprune.errors import DataError, OptionError
-from onnxprune.evaluate.intervals import clopper_pearson, examples_needed, lower_bound, mcnemar_p, wilson
+from onnxprune.evaluate.intervals import (
+    clopper_pearson,
+    examples_needed,
+    lower_bound,
+    mcnemar_p,
+    most_flips,
+    wilson,
+)
+from onnxprune.evaluate.scores import decide
 
 CASES = [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (357, 360), (360, 360), (9999, 10000), (24_321, 50_000)]
 CONFIDENCES = [0.5, 0.9, 0.95, 0.999]
@@ -49,6 +58,13 @@ def test_examples_needed(rate: float, confidence: float, n: int) -> None:
     assert examples_needed(rate, confidence) == n
 
 
+def test_rates_next_to_certainty_have_an_answer() -> None:
+    for digits in range(1, 16):
+        rate = 1 - 10**-digits
+        found = examples_needed(rate, 0.95)
+        assert found == pytest.approx(math.log(0.05) / math.log(rate), rel=1e-6, abs=1)
+
+
 def test_no_number_of_examples_proves_certainty() -> None:
     assert examples_needed(1.0, 0.95) is None
 
@@ -60,6 +76,39 @@ def test_examples_needed_is_the_smallest_that_will_do(rate: float, confidence: f
     assert n is not None
     assert lower_bound(n, n, confidence) >= rate
     assert n == 1 or lower_bound(n - 1, n - 1, confidence) < rate
+
+
+@given(st.integers(1, 3000), st.floats(0, 0.9999) | st.just(1.0), st.floats(0.01, 0.9999))
+@settings(deadline=None, max_examples=200)
+def test_most_flips_are_the_most_that_still_prove(n: int, rate: float, confidence: float) -> None:
+    flips = most_flips(n, rate, confidence)
+    needed = examples_needed(rate, confidence)
+    assert (flips is None) == (needed is None or n < needed)
+    if flips is not None:
+        assert lower_bound(n - flips, n, confidence) >= rate
+        assert flips == n or lower_bound(n - flips - 1, n, confidence) < rate
+
+
+@pytest.mark.parametrize(("confidence", "examples", "moved"), [(0.95, 300, 0.02), (0.95, 1000, 0.2), (0.8, 60, 0.4)])
+def test_bounds_of_decisions_on_logits_cover_the_true_agreement(confidence: float, examples: int, moved: float) -> None:
+    rng = np.random.default_rng(0)
+    draws, classes = 2000, 10
+    # Logits of a pool and of a model whose noise moves some decisions: its share over the pool is the truth.
+    pool = rng.standard_normal((20_000, classes)) * 2
+    other = pool + moved * rng.standard_normal(pool.shape)
+    same = decide(pool) == decide(other)
+    truth = float(same.mean())
+    assert 0.5 < truth < 0.995
+    hits = [int(same[rng.integers(0, len(same), examples)].sum()) for _ in range(draws)]
+    bounds = [(lower_bound(k, examples, confidence), 1.0) for k in range(examples + 1)]
+    intervals = [clopper_pearson(k, examples, confidence) for k in range(examples + 1)]
+    for ends in (bounds, intervals):
+        covers = np.array([low <= truth <= high for low, high in ends])
+        exact = float(binom.pmf(np.arange(examples + 1), examples, truth)[covers].sum())
+        simulated = float(covers[hits].mean())
+        assert exact >= confidence
+        assert simulated >= confidence - 3 * math.sqrt(confidence * (1 - confidence) / draws)
+        assert simulated == pytest.approx(exact, abs=3 * math.sqrt(exact * (1 - exact) / draws) + 1e-3)
 
 
 @given(st.integers(1, 2000), st.data(), st.floats(0.5, 0.999))
@@ -93,5 +142,7 @@ def test_what_cannot_be_bounded_is_refused(interval: object) -> None:
 def test_a_rate_out_of_range_and_negative_counts_are_refused() -> None:
     with pytest.raises(OptionError, match=r"^rate is 99; it must be in \[0, 1\]$"):
         examples_needed(99, 0.95)
+    with pytest.raises(OptionError, match=r"^rate is -1; it must be in \[0, 1\]$"):
+        most_flips(10, -1, 0.95)
     with pytest.raises(DataError, match=r"^lost is -1 and gained is 2; neither count may be negative$"):
         mcnemar_p(-1, 2)

@@ -62,13 +62,16 @@ def test_a_recipe_that_changes_nothing_gives_equal_outputs(
 @pytest.mark.parametrize(
     ("part", "whole"),
     [
-        ("extract(recipe=id(keep=0.5),inputs=input,outputs=r2)", "id(keep=0.5,only=conv1)"),
-        ("extract(recipe=id(keep=0.5),outputs=c2)", "id(keep=0.5,only=conv1)"),
+        (
+            "extract(recipe=id(keep=0.5,reconstruct=none),inputs=input,outputs=r2)",
+            "id(keep=0.5,reconstruct=none,only=conv1)",
+        ),
+        ("extract(recipe=id(keep=0.5,reconstruct=none),outputs=c2)", "id(keep=0.5,reconstruct=none,only=conv1)"),
         ("extract(recipe=id(keep=0.3),inputs=r2)", "id(keep=0.3,only=fc1)"),
         ("extract(recipe=filters(keep=0.5),inputs=input;r2)", None),
         (
-            "extract(recipe=(surp(sparsity=0.4),id(keep=0.5)),outputs=r2)",
-            "surp(sparsity=0.4,only=conv*),id(keep=0.5,only=conv1)",
+            "extract(recipe=(surp(sparsity=0.4),id(keep=0.5,reconstruct=none)),outputs=r2)",
+            "surp(sparsity=0.4,only=conv*),id(keep=0.5,reconstruct=none,only=conv1)",
         ),
         ("extract(recipe=surp(sparsity=0.7),inputs=c1,outputs=r3)", "surp(sparsity=0.7,only=conv2;fc1)"),
     ],
@@ -175,7 +178,7 @@ def test_inner_passes_find_the_part_as_their_source_and_its_inputs_as_their_exam
 
 
 def test_missing_data_is_told_before_any_work(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
-    with pytest.raises(DataError, match="extract needs calibration data; give --data or --calib"):
+    with pytest.raises(DataError, match="id needs calibration data; give --data or --calib"):
         apply(conv_net(0), "extract(recipe=id,outputs=r2)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxprune.contract import Context
 from onnxprune.errors import OptionError
 from onnxprune.graph import spaces
 from onnxprune.graph.cleanup import prepare
@@ -51,6 +53,24 @@ def test_norms_sum_over_the_producers_of_a_residual_stream(net: Any) -> None:
     assert len(arrays) == 2
     np.testing.assert_allclose(channel_scores(analysis, space, "l1"), sum(np.abs(a).sum(1) for a in arrays))
     np.testing.assert_allclose(channel_scores(analysis, space, "l2") ** 2, sum((a**2).sum(1) for a in arrays))
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "global", "norm": "l1"}, {"only": "conv2"}])
+def test_what_is_prepared_gives_what_explicit_sizes_give(
+    conv_net: Callable[..., onnx.ModelProto], options: dict[str, Any]
+) -> None:
+    def written(model: ir.Model) -> bytes:
+        return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+    model = ir.serde.deserialize_model(conv_net(0))
+    before = written(model)
+    context = Context(model, measure(model), {}, seed=0)
+    attempt = Filters(**options).prepared(model, context)
+    for flops in (0.5, 1.0, 0.01, 0.8, 0.5):
+        found, wanted = attempt(flops), Filters(flops=flops, **options).apply(model, context)
+        assert written(found.model) == written(wanted.model)
+        assert replace(found, model=model) == replace(wanted, model=model)
+    assert written(model) == before
 
 
 @pytest.mark.parametrize("scope", ["space", "global"])

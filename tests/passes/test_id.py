@@ -29,7 +29,7 @@ def test_keep_is_floored_in_every_space(
     conv_net: Callable[..., onnx.ModelProto], apply: Any, weights: Any, keep: float
 ) -> None:
     data = {"input": np.random.default_rng(0).standard_normal((60, 1, 12, 12)).astype(np.float32)}
-    result, step = apply(conv_net(0), [Id(keep=keep)], data)
+    result, step = apply(conv_net(0), [Id(keep=keep, reconstruct="none")], data)
     wanted = {"conv1": 8, "conv2": 12, "fc1": 20}
     assert {name: len(kept) for name, kept in read_kept(result).items()} == {
         name: max(1, int(keep * width + 1e-9)) for name, width in wanted.items()
@@ -153,7 +153,7 @@ def test_few_rows_fill_up_by_norm_with_a_note(net: Any, apply: Any, images: Any,
     build = net(6)
     hidden = build.relu(build.gemm("x", 6, 40, name="wide"))
     proto = build.model(build.gemm(hidden, 40, 3, name="last", last=True))
-    result, step = apply(proto, "id(keep=0.5)", images(5, 6))
+    result, step = apply(proto, "id(keep=0.5,reconstruct=none)", images(5, 6))
     (row,) = step.result.numbers["layers"]
     assert (row["kept"], row["width"]) == (20, 40)
     assert row["note"] == "only 5 rows for 40 channels; give more calibration examples"
@@ -166,7 +166,9 @@ def test_a_space_that_is_dead_on_the_data_keeps_one_channel(net: Any, apply: Any
     build = net(6)
     made = build.gemm("x", 6, 8, name="first")
     dead = build.node("Mul", build.relu(made), build.store("zero", np.zeros(1)))
-    result, step = apply(build.model(build.gemm(dead, 8, 3, last=True)), "id(keep=0.5)", images(200, 6))
+    result, step = apply(
+        build.model(build.gemm(dead, 8, 3, last=True)), "id(keep=0.5,reconstruct=none)", images(200, 6)
+    )
     assert read_kept(result) == {"first": [0]}
     assert step.result.numbers["layers"][0]["relative_error"] == 0.0
 
@@ -228,7 +230,7 @@ def test_what_cannot_be_cut_is_listed_with_its_reason(net: Any, apply: Any, imag
     grouped = build.conv(first, 4, 8, name="grouped", group=2)
     mixed = build.node("Softmax", build.conv(build.relu(grouped), 8, 8, name="mixed"), name="soft", axis=1)
     proto = build.model(build.conv(mixed, 8, 3, name="last"))
-    result, step = apply(proto, "id(keep=0.5)", images(50, 4, 6, 6))
+    result, step = apply(proto, "id(keep=0.5,reconstruct=none)", images(50, 4, 6, 6))
     skipped = step.result.skipped
     assert skipped["free#2"] == "'grouped' reads its channels in groups or in an irregular order"
     assert skipped["soft"] == "Softmax over the channel axis mixes channels"
@@ -264,8 +266,11 @@ def test_options() -> None:
 
 def test_numbers_are_ready_for_json(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
     data = {"input": np.random.default_rng(0).standard_normal((60, 1, 12, 12)).astype(np.float32)}
-    _, step = apply(conv_net(0), "id(flops=0.5)", data)
-    assert json.loads(json.dumps(dict(step.result.numbers))) == step.result.numbers
-    assert json.loads(json.dumps(dict(step.result.skipped))) == step.result.skipped
-    for row in step.result.numbers["layers"]:
-        assert 0 <= row["relative_error"] < 1
+    for recipe in ("id(flops=0.5)", "id(flops=0.5,reconstruct=none)", "id(flops=0.5,mode=iditer)"):
+        _, step = apply(conv_net(0), recipe, data)
+        assert json.loads(json.dumps(dict(step.result.numbers))) == step.result.numbers
+        assert json.loads(json.dumps(dict(step.result.skipped))) == step.result.skipped
+        for row in step.result.numbers["layers"]:
+            assert 0 <= row.get("relative_error", 0.0) < 1
+        for row in step.result.numbers.get("refits", []):
+            assert 0 <= row["error_fitted"] <= row["error_folded"]

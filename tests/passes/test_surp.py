@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.contract import Context
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.graph.cost import measure
 from onnxprune.passes.surp import Surp
 
 TREATED = {"c1.w", "c2.w", "g1.w", "g2.w"}
@@ -100,6 +103,21 @@ def test_a_bare_pass_halves_and_asks_for_nothing(conv_net: Callable[..., onnx.Mo
     _, step = apply(conv_net(0), "surp")
     assert step.result.numbers["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert step.result.reached == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"values": "original", "normalize": False}, {"only": "conv2;fc1"}])
+def test_what_is_prepared_gives_what_explicit_sizes_give(
+    conv_net: Callable[..., onnx.ModelProto], options: dict[str, Any]
+) -> None:
+    model = ir.serde.deserialize_model(conv_net(0))
+    before = written(model)
+    context = Context(model, measure(model), {}, seed=5)
+    attempt = Surp(**options).prepared(model, context)
+    for sparsity in (0.5, 0.9, 0.0, 0.25, 0.9):
+        found, wanted = attempt(sparsity), Surp(sparsity=sparsity, **options).apply(model, context)
+        assert written(found.model) == written(wanted.model)
+        assert replace(found, model=model) == replace(wanted, model=model)
+    assert written(model) == before
 
 
 def test_same_seed_same_bytes_and_another_seed_another_support(

@@ -13,7 +13,7 @@ from rich.console import Console
 from onnxprune.evaluate.compare import Comparison
 from onnxprune.report.figures import interval, number, percent, points, settings
 from onnxprune.report.markdown import markdown
-from onnxprune.report.report import Cost, DataUsed, Figures, Report, Skipped, Step
+from onnxprune.report.report import Cost, DataSide, DataUsed, Figures, Report, Skipped, Step
 from onnxprune.report.table import render
 from onnxprune.report.verdict import MADE_UP_DATA, SMALLER_NOT_FASTER, latency_sentence, verdict
 
@@ -259,3 +259,26 @@ def test_times_that_are_not_known_make_no_sentence(bare_report: Report) -> None:
     ):
         assert latency_sentence(replace(bare_report, latency=latency)) is None
     assert "| skipped | yes |" in markdown(replace(bare_report, latency={"skipped": True}))
+
+
+def test_a_search_is_shown_in_every_view(bare_report: Report) -> None:
+    trials = [
+        {"size": 0.5, "agreement": 0.9977, "low": 0.98919, "met": False},
+        {"size": 0.75, "agreement": 1.0, "low": 0.99317, "met": True},
+    ]
+    step = Step("id", {"flops": 0.75}, 1.0, numbers={"spaces": 3, "wanted_agreement": 0.99, "search": trials})
+    data = DataUsed(choosing=DataSide("train.zip", 437, None))
+    report = replace(bare_report, steps=(step,), data=data)
+    text = markdown(report)
+    assert "| size tried | agreement | lower bound | holds |\n| --- | ---: | ---: | ---: |\n" in text
+    assert "| 0.5 | 99.8 % | 98.9 % | NO |\n| 0.75 | 100 % | 99.3 % | yes |" in text
+    assert "| wanted_agreement | 0.99 |" in text
+    assert "| search |" not in text
+    assert "| choosing | train.zip | 437 | unknown |" in text
+    assert (
+        "id searched for 99 % agreement: 0.5 99.8 % (98.9 %) no, 0.75 100 % (99.3 %) yes; taken: flops=0.75 "
+        "(each: size, kept, lower bound, holds)."
+    ) in " ".join(rendered(report).split())
+    odd = replace(bare_report, steps=(Step("custom", {}, 1.0, numbers={"search": [1, 2]}),))
+    assert r"| search | \[1, 2\] |" in markdown(odd)
+    assert "searched" not in rendered(odd)

@@ -1,4 +1,4 @@
-"""The streamed Gram matrix against a plain float64 sum."""
+"""The streamed Gram matrix and triangular factor against plain float64 sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.runtime import observers
-from onnxprune.runtime.observers import Gram
+from onnxprune.runtime.observers import Gram, Triangular
 
 
 def reference(array: np.ndarray, axis: int, channels: int, outer: int, inner: int) -> tuple[np.ndarray, int]:
@@ -41,6 +41,12 @@ def test_equals_the_reference_for_every_axis_and_layout(data: st.DataObject) -> 
     assert found.gram.dtype == np.float64
     assert np.allclose(found.gram, wanted, rtol=1e-12, atol=1e-12)
     assert gram.finite()
+    factored = Triangular(axis, channels, outer, inner)
+    factored.update(array)
+    upper = factored.result()
+    assert upper.rows == rows
+    assert upper.factor.shape == (channels, channels)
+    assert np.allclose(upper.factor.T @ upper.factor, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 22])
@@ -97,3 +103,72 @@ def test_an_empty_batch_adds_nothing() -> None:
     gram.update(np.zeros((0, 3, 4)))
     assert gram.result().rows == 0
     assert not gram.result().gram.any()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 22])
+@pytest.mark.parametrize("channels", [1, 6, 40])
+def test_the_factor_does_not_depend_on_batches(chunk: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observers, "_CHUNK", chunk * channels)
+    rng = np.random.default_rng(0)
+    array = (rng.standard_normal((60, channels, 3, 2)) * np.logspace(0, -6, channels)[:, None, None]).astype(np.float32)
+    whole, parts = Triangular(1, channels), Triangular(1, channels)
+    whole.update(array)
+    for part in np.array_split(array, [0, 1, 2, 9, 40]):
+        parts.update(part)
+        assert parts._height <= 4 * channels
+    first, second = whole.result(), parts.result()
+    assert first.rows == second.rows == 360
+    lengths = np.linalg.norm(first.factor, axis=0)
+    off = first.factor.T @ first.factor - second.factor.T @ second.factor
+    assert (np.abs(off) <= 1e-9 * np.outer(lengths, lengths)).all()
+
+
+def test_the_factor_is_upper_triangular_with_a_diagonal_that_is_not_negative() -> None:
+    observer = Triangular(1, 5)
+    observer.update(np.random.default_rng(1).standard_normal((100, 5)))
+    factor = observer.result().factor
+    assert factor.dtype == np.float64
+    assert np.array_equal(factor, np.triu(factor))
+    assert (factor.diagonal() >= 0).all()
+
+
+def test_the_factor_keeps_directions_that_squaring_loses() -> None:
+    rng = np.random.default_rng(0)
+    left, _ = np.linalg.qr(rng.standard_normal((3000, 4)))
+    data = left * np.array([1.0, 1e-3, 1e-6, 1e-10])
+    gram, factored = Gram(1, 4), Triangular(1, 4)
+    turned = data @ np.linalg.qr(rng.standard_normal((4, 4)))[0]
+    for part in np.array_split(turned, 7):
+        gram.update(part)
+        factored.update(part)
+    found = np.linalg.svd(factored.result().factor, compute_uv=False)
+    assert found[-1] == pytest.approx(1e-10, rel=1e-3)
+    assert np.sqrt(abs(np.linalg.eigvalsh(gram.result().gram)[0])) > 2e-10
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_factor_tells_of_what_is_not_finite_and_ends(bad: float) -> None:
+    observer = Triangular(1, 3)
+    observer.update(np.ones((9, 3), dtype=np.float16))
+    assert observer.finite()
+    array = np.ones((9, 3), dtype=np.float32)
+    array[1, 2] = bad
+    observer.update(array)
+    observer.update(np.ones((9, 3)))
+    assert not observer.finite()
+
+
+def test_fewer_rows_than_channels_and_none_give_a_square_factor() -> None:
+    observer = Triangular(1, 4)
+    assert not observer.result().factor.any()
+    observer.update(np.zeros((0, 4)))
+    assert observer.result().rows == 0
+    observer.update(np.arange(8.0).reshape(2, 4))
+    first = observer.result()
+    assert first.factor.shape == (4, 4)
+    assert first.rows == 2
+    assert np.allclose(first.factor.T @ first.factor, np.arange(8.0).reshape(2, 4).T @ np.arange(8.0).reshape(2, 4))
+    held = first.factor.copy()
+    observer.update(np.ones((50, 4)))
+    assert np.array_equal(first.factor, held)
+    assert observer.result().rows == 52

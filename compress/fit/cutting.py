@@ -1,0 +1,165 @@
+"""Cutting a model to any widths with refitting: what all widths share is worked out once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contract import Context
+from onnxprune.fit.knapsack import allocate
+from onnxprune.fit.links import find_links
+from onnxprune.fit.reconstruct import Fit, Reconstruction
+from onnxprune.fit.sizing import Sizing, tally_of
+from onnxprune.fit.survey import Survey, survey
+from onnxprune.graph import spaces, surgery
+from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.cost import example_shapes
+from onnxprune.graph.kept import record_kept
+from onnxprune.graph.linear import add_constants, drop_zero_constants
+from onnxprune.graph.shapes import Shapes, concrete_shapes
+from onnxprune.graph.spaces import Analysis, ChannelSpace
+
+Treatable = Callable[[Analysis], tuple[list[ChannelSpace], dict[str, str]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A model cut to some widths: its kept channels by space, and rows for the report."""
+
+    model: ir.Model
+    kept: Mapping[str, np.ndarray]
+    spaces: list[dict[str, Any]]
+    refits: list[dict[str, Any]]
+
+
+class Cutter:
+    """One prepared model that can be cut to many widths, each time from the start.
+
+    ``teacher`` is what the cut model is to compute: the source model, where its values still match the given
+    model's by name and channels, so that what earlier passes did is made up for too; else the given model.
+    """
+
+    def __init__(self, model: ir.Model, context: Context, fit: Fit, treatable: Treatable) -> None:
+        self.context, self.fit, self.treatable = context, fit, treatable
+        self.base = prepare(model)
+        self.added = add_constants(self.base)
+        self.analysis = spaces.analyse(prepare(self.base))
+        self.shapes = self._shapes(self.analysis.model)
+        self.chosen, self.skipped = treatable(self.analysis)
+        self.tally = tally_of(self.analysis, context)
+        self.teacher, self.drifted = self._teacher(model)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The error curves and sensitivities of all spaces, from one run of the data and a few measured cuts."""
+        return survey(self._reconstruction(self.analysis, self.base), self.chosen, self.context)
+
+    @cached_property
+    def orders(self) -> Survey:
+        """The order in which channels of every space go, from one run of the data; nothing is measured."""
+        return survey(self._reconstruction(self.analysis, self.base), self.chosen, self.context, measure=False)
+
+    def allocated(self, sizing: Sizing) -> dict[str, int]:
+        """Return the widths whose predicted loss is least under the budget."""
+        curves = self.survey.curves
+        losses = {name: curve.loss for name, curve in curves.items()}
+        choices = sizing.choices({space.name: space.width for space in self.chosen})
+        budget = sizing.budget(self.analysis, self.context, self.tally)
+        return allocate(losses, choices, budget.cost, self.tally.conflicts(), budget.limit)
+
+    def uniform(self, sizing: Sizing) -> dict[str, int]:
+        """Return the same fraction of every space, as far as blocks allow."""
+        return sizing.widths(self.analysis, self.chosen, self.context)
+
+    def cut(self, widths: Mapping[str, int]) -> Cut:
+        """Return the model with these widths, refitted; nothing is refitted where nothing is cut."""
+        cut = {name for name, width in widths.items() if width < self.tally.full[name]}
+        if not cut:
+            work = prepare(self.base)
+            drop_zero_constants(work, self.added)
+            return Cut(finish(work), {}, [], [])
+        analysis = spaces.analyse(prepare(self.base))
+        chosen = [space for space in self.treatable(analysis)[0] if space.name in cut]
+        run = self._reconstruction(analysis, self.teacher)
+        outcome = run.run(chosen, widths, self._fixed(run, chosen, widths), everything=self.drifted)
+        kept = outcome.kept
+        surgery.cut(analysis, kept)
+        work = analysis.model
+        record_kept(work, surgery.kept_outputs(analysis, kept))
+        finish(work)
+        drop_zero_constants(work, self.added)
+        rows = [{"space": s.name, "width": s.width, "kept": len(kept[s.name])} for s in chosen]
+        return Cut(work, kept, rows, outcome.rows)
+
+    def shrunk(self, widths: Mapping[str, int]) -> ir.Model:
+        """Return a model with these widths and any weights, to measure its speed."""
+        analysis = spaces.analyse(prepare(self.base))
+        surgery.cut(analysis, {name: np.arange(width) for name, width in widths.items()})
+        return finish(analysis.model)
+
+    def _fixed(
+        self, run: Reconstruction, chosen: Sequence[ChannelSpace], widths: Mapping[str, int]
+    ) -> dict[str, np.ndarray]:
+        """Choose the channels of spaces whose readers are not refitted at once: their order is the original's."""
+        groups = [{link.unit.node for link in group} for group in run.order(chosen, widths, everything=self.drifted)]
+        spread = [s for s in chosen if not any({c.node for c in s.consumers} <= group for group in groups)]
+        if not spread:
+            return {}
+        curves = (self.survey if "survey" in self.__dict__ else self.orders).curves
+        return {space.name: curves[space.name].elimination.kept(widths[space.name]) for space in spread}
+
+    def _reconstruction(self, analysis: Analysis, original: ir.Model) -> Reconstruction:
+        return Reconstruction(original, analysis, self.shapes, self.fit, self.context)
+
+    def _shapes(self, model: ir.Model) -> Shapes:
+        return concrete_shapes(model, example_shapes(model, self.context.inputs))
+
+    def _teacher(self, model: ir.Model) -> tuple[ir.Model, bool]:
+        """Return the model to follow, and whether it differs from the given one before any cut."""
+        if self.context.original is model or not self.fit.asymmetric:
+            return self.base, False
+        source = prepare(self.context.original)
+        shapes = self._shapes(source)
+        produced = {str(value.name) for node in source.graph for value in node.outputs}
+        for link in find_links(self.analysis, self.shapes):
+            for value in (link.unit.out, link.unit.total):
+                if value is None:
+                    continue
+                name = str(value.name)
+                if name not in produced or shapes.get(name) != self.shapes.get(name):
+                    return self.base, False
+        return source, True
+
+
+def fastest_within(
+    value: float, cutter: Cutter, sizing: Sizing, widths_at: Callable[[Sizing], dict[str, int]]
+) -> tuple[dict[str, int], float]:
+    """Return the widest cut whose measured latency is at most ``value`` times the source model's, and its ratio.
+
+    Widths come from FLOPs budgets, bisected; each candidate is timed side by side with the source on one example.
+    """
+    from onnxprune.fit.speed import ratio
+
+    low, high = 0.0, 1.0
+    best: tuple[dict[str, int], float] | None = None
+    fewest: tuple[dict[str, int], float] | None = None
+    for _ in range(7):
+        share = (low + high) / 2 if low or high < 1.0 else value
+        widths = widths_at(replace(sizing, name="flops", value=share))
+        found = ratio(cutter.context, cutter.shrunk(widths))
+        if fewest is None or found < fewest[1]:
+            fewest = (widths, found)
+        if found <= value:
+            best, low = (widths, found), share
+        else:
+            high = share
+        if high - low < 0.02:
+            break
+    chosen = best or fewest
+    assert chosen is not None
+    return chosen

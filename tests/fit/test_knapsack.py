@@ -1,0 +1,176 @@
+"""Widths under one budget against trying all of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from onnxprune.fit import knapsack as module
+from onnxprune.fit.knapsack import allocate, knapsack
+
+Widths = Mapping[str, int]
+
+
+def least(costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], limit: float) -> float | None:
+    places = [range(len(cost)) for cost in costs]
+    return min(
+        (
+            float(sum(loss[i] for loss, i in zip(losses, choice, strict=True)))
+            for choice in itertools.product(*places)
+            if sum(cost[i] for cost, i in zip(costs, choice, strict=True)) <= limit
+        ),
+        default=None,
+    )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("binned", [False, True])
+def test_knapsack_finds_the_best(whole: bool, binned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if binned:
+        monkeypatch.setattr(module, "_CHOICES", 0)
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        sizes = rng.integers(1, 6, rng.integers(1, 5))
+        costs = [rng.integers(1, 40, size).astype(float) if whole else 40 * rng.random(size) for size in sizes]
+        losses = [rng.random(size) for size in sizes]
+        limit = float(rng.integers(1, 120))
+        want, got = least(costs, losses, limit), knapsack(costs, losses, limit)
+        if want is None:
+            assert got is None
+            continue
+        assert got is not None
+        assert sum(cost[i] for cost, i in zip(costs, got, strict=True)) <= limit
+        loss = sum(item[i] for item, i in zip(losses, got, strict=True))
+        if whole or not binned:
+            assert loss == pytest.approx(want, abs=1e-12)
+        else:  # costs rounded up may miss what only just fits
+            best = least([cost * 1.002 for cost in costs], losses, limit)
+            assert best is None or loss <= best + 1e-12
+
+
+def test_knapsack_takes_the_cheaper_of_equal_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs, losses = [np.array([9.0, 3.0, 5.0])] * 2, [np.array([1.0, 1.0, 1.0])] * 2
+    assert knapsack(costs, losses, 100) == [1, 1]
+    monkeypatch.setattr(module, "_CHOICES", 0)
+    assert knapsack(costs, losses, 100) == [1, 1]
+
+
+def test_knapsack_at_the_very_limit() -> None:
+    costs = [np.array([1.0, 3.0]), np.array([2.0, 4.0])]
+    losses = [np.array([1.0, 0.0]), np.array([1.0, 0.0])]
+    assert knapsack(costs, losses, 7) == [1, 1]
+    assert knapsack(costs, losses, 3) == [0, 0]
+    assert knapsack(costs, losses, 2.999) is None
+
+
+def test_large_knapsacks_keep_within_the_limit() -> None:
+    rng = np.random.default_rng(1)
+    costs = [np.sort(rng.integers(1, 10**9, 64)).astype(float) for _ in range(30)]
+    losses = [np.sort(rng.exponential(1, 64))[::-1] for _ in range(30)]
+    limit = 0.4 * sum(cost.max() for cost in costs)
+    got = knapsack(costs, losses, limit)
+    assert got is not None
+    assert 0.98 * limit <= sum(cost[i] for cost, i in zip(costs, got, strict=True)) <= limit
+
+
+class Chain:
+    """A chain of layers: the cost of each is the product of its two widths and a factor."""
+
+    def __init__(self, seed: int, *, additive: bool = False) -> None:
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(2, 5))
+        self.names = [f"s{i}" for i in range(count)]
+        self.factors, self.additive = rng.integers(1, 30, count + 1), additive
+        self.full = {name: int(rng.integers(3, 9)) for name in self.names}
+        falling = {name: np.sort(rng.exponential(1, width - 1) ** 3)[::-1] for name, width in self.full.items()}
+        self.losses = {name: np.concatenate([[1e9], loss, [0.0]]) for name, loss in falling.items()}
+        self.options: dict[str, list[int]] = {name: list(range(1, width + 1)) for name, width in self.full.items()}
+        ends = [None, *self.names, None]
+        self.conflicts: dict[str, set[str]] = {
+            name: set() if additive else {n for n in (ends[i], ends[i + 2]) if n is not None}
+            for i, name in enumerate(self.names)
+        }
+        self.limit = float(rng.uniform(0.2, 0.95)) * self.cost(self.full)
+
+    def cost(self, widths: Widths) -> int:
+        if self.additive:
+            return sum(int(f) * widths[name] for f, name in zip(self.factors, self.names, strict=False))
+        sizes = [3, *(widths[name] for name in self.names), 5]
+        return sum(int(f) * a * b for f, a, b in zip(self.factors, sizes, sizes[1:], strict=False))
+
+    def loss(self, widths: Widths) -> float:
+        return float(sum(self.losses[name][width] for name, width in widths.items()))
+
+    def best(self) -> float | None:
+        tried = (dict(zip(self.names, w, strict=True)) for w in itertools.product(*self.options.values()))
+        return min((self.loss(widths) for widths in tried if self.cost(widths) <= self.limit), default=None)
+
+    def allocated(self, cost: Callable[[Widths], int] | None = None) -> dict[str, int]:
+        return allocate(self.losses, self.options, cost or self.cost, self.conflicts, self.limit)
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_allocation_is_the_best_or_close_to_it(additive: bool) -> None:
+    for seed in range(60):
+        chain = Chain(seed, additive=additive)
+        best, got = chain.best(), chain.allocated()
+        if best is None:
+            assert got == {name: 1 for name in chain.names}  # as far as widths allow
+            continue
+        assert chain.cost(got) <= chain.limit
+        assert chain.loss(got) <= (1 + 1e-9 if additive else 1.05) * best + 1e-12
+
+
+def test_allocation_takes_offered_widths_only() -> None:
+    for seed in range(30):
+        chain = Chain(seed)
+        chain.options = {name: sorted({min(4, w), min(8, w), w}) for name, w in chain.full.items()}
+        got = chain.allocated()
+        assert all(got[name] in chain.options[name] for name in chain.names)
+        best = chain.best()
+        assert best is None or (chain.cost(got) <= chain.limit and chain.loss(got) <= 1.05 * best + 1e-12)
+
+
+def test_everything_stays_where_the_budget_allows() -> None:
+    chain = Chain(0)
+    chain.limit = chain.cost(chain.full)
+    assert chain.allocated() == chain.full
+
+
+def test_costs_that_are_no_products_never_pass_the_limit() -> None:
+    for seed in range(40):
+        chain = Chain(seed)
+
+        def squared(widths: Widths, chain: Chain = chain) -> int:
+            return sum(int(f) * widths[name] ** 2 for f, name in zip(chain.factors, chain.names, strict=False))
+
+        chain.limit = 0.5 * squared(chain.full)
+        got = chain.allocated(squared)
+        assert squared(got) <= max(chain.limit, squared(dict.fromkeys(chain.names, 1)))
+
+
+def test_flat_losses_and_one_space() -> None:
+    losses = {"a": np.zeros(9)}
+    got = allocate(losses, {"a": list(range(1, 9))}, lambda widths: 10 * widths["a"], {"a": set()}, 45.0)
+    assert got["a"] <= 4
+
+
+def test_many_spaces() -> None:
+    rng = np.random.default_rng(2)
+    names = [f"s{i:02d}" for i in range(25)]
+    losses = {name: np.concatenate([np.sort(rng.exponential(1, 64))[::-1], [0.0]]) for name in names}
+    options = {name: list(range(8, 65, 8)) for name in names}
+    conflicts = {name: set(names[max(0, i - 1) : i + 2]) - {name} for i, name in enumerate(names)}
+
+    def cost(widths: Widths) -> int:
+        sizes = [3, *(widths[name] for name in names), 10]
+        return sum(a * b for a, b in itertools.pairwise(sizes))
+
+    limit = 0.5 * cost(dict.fromkeys(names, 64))
+    got = allocate(losses, options, cost, conflicts, limit)
+    even = {name: 40 for name in names}
+    assert 0.95 * limit <= cost(got) <= limit
+    assert cost(even) <= limit and sum(losses[n][got[n]] for n in names) < sum(losses[n][even[n]] for n in names)
