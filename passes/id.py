@@ -107,6 +107,8 @@ class Id:
             raise OptionError(f"id: mode=iditer stops at a budget; give flops=, params= or bytes=, not {sizing.name}=")
         if self.factor == "tsqr" and (self.reconstruct != "none" or self.mode == "iditer"):
             raise OptionError("id: factor=tsqr gives pivots and T; it needs mode=oneshot and reconstruct=none")
+        if self.swap and (self.reconstruct != "none" or self.mode == "iditer"):
+            raise OptionError("id: swap=true bounds the entries of T; it needs mode=oneshot and reconstruct=none")
 
     @property
     def _published(self) -> bool:

@@ -262,6 +262,38 @@ def test_options() -> None:
                 Id(**{name: value})
     with pytest.raises(OptionError, match="id: keep and flops are both given; one size decides, give one of them"):
         Id(keep=0.5, flops=0.5)
+    with pytest.raises(OptionError, match="id: swap=true bounds the entries of T; it needs mode=oneshot and recon"):
+        Id(flops=0.5, swap=True)
+    with pytest.raises(OptionError, match="id: factor=tsqr gives pivots and T; it needs mode=oneshot and recon"):
+        Id(flops=0.5, factor="tsqr")
+    with pytest.raises(
+        OptionError, match="id: mode=iditer stops at a budget; give flops=, params= or bytes=, not keep"
+    ):
+        Id(keep=0.5, mode="iditer")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["id(keep=0.5,reconstruct=none,swap=true)", "id(keep=0.5,reconstruct=none,factor=tsqr)"]
+)
+def test_swaps_and_streamed_qr_give_sound_models(
+    conv_net: Callable[..., onnx.ModelProto], apply: Any, run_model: Any, recipe: str
+) -> None:
+    data = {"input": np.random.default_rng(0).standard_normal((100, 1, 12, 12)).astype(np.float32)}
+    result, step = apply(conv_net(0), recipe, data)
+    assert np.isfinite(run_model(result, data)["logits"]).all()
+    assert all(row["largest_entry"] <= 1e3 for row in step.result.numbers["layers"])
+
+
+@pytest.mark.parametrize("size", ["bytes", "params", "latency"])
+def test_other_currencies_are_kept_to(conv_net: Callable[..., onnx.ModelProto], apply: Any, size: str) -> None:
+    data = {"input": np.random.default_rng(0).standard_normal((60, 1, 12, 12)).astype(np.float32)}
+    proto = conv_net(0, channels=(32, 48), hidden=64)
+    result, step = apply(proto, f"id({size}=0.6)", data)
+    wanted, got = step.result.reached[size]
+    assert wanted == 0.6
+    assert read_kept(result)
+    if size != "latency":  # time is measured, and a small net's on a busy machine proves nothing
+        assert got <= 0.6
 
 
 def test_numbers_are_ready_for_json(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
