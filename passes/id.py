@@ -121,10 +121,11 @@ class Id:
             self.reconstruct != "symmetric", self.ridge, self.preserve_zeros, select=self.select, rounds=self.rectify
         )
 
-    def _treatable(self, analysis: Analysis, shapes: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
+    def _chosen(self, analysis: Analysis, inputs: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
         """Return the spaces whose readers can all be refitted, and why the others are left alone."""
         candidates, skipped = Selection.parse(self.name, self.only, self.ignore).spaces(analysis)
-        units = {unit.node for unit in linear_units(analysis.model, dict(shapes))}
+        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, inputs))
+        units = {unit.node for unit in linear_units(analysis.model, shapes)}
         plain = self._published or self.mode == "iditer"
         chosen = []
         for space in candidates:
@@ -139,9 +140,6 @@ class Id:
             else:
                 chosen.append(space)
         return chosen, skipped
-
-    def _chosen(self, analysis: Analysis, inputs: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
-        return self._treatable(analysis, concrete_shapes(analysis.model, example_shapes(analysis.model, inputs)))
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Return an observer per tensor that is read by a consumer of a prunable space, where T alone is folded.
@@ -185,19 +183,11 @@ class Id:
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
         """Return a function from a FLOPs fraction to what this pass with that size gives; data is surveyed once."""
         if self._published or self.mode == "iditer":
-            return lambda value: replace(self, flops=value).apply(
-                model, replace(context, statistics=self._statistics(model, context))
-            )
+            return lambda value: replace(self, flops=value).apply(model, context)
         cutter = self._cutter(model, context)
         return lambda value: replace(self, flops=value)._refitted(
             cutter, Sizing.of(replace(self, flops=value)), context
         )
-
-    def _statistics(self, model: ir.Model, context: Context) -> Mapping[Tap, Any]:
-        wanted = self.wants(model)
-        if not wanted or context.collect is None:
-            return context.statistics
-        return context.collect(model, wanted)
 
     def _cutter(self, model: ir.Model, context: Context) -> Cutter:
         if context.examples is None and self.keep != 1.0:

@@ -74,7 +74,7 @@ class Cutter:
 
     def uniform(self, sizing: Sizing) -> dict[str, int]:
         """Return the same fraction of every space, as far as blocks allow."""
-        return sizing.widths(self.analysis, self.chosen, self.context)
+        return sizing.widths(self.analysis, self.chosen, self.context, self.tally)
 
     def cut(self, widths: Mapping[str, int]) -> Cut:
         """Return the model with these widths, refitted; nothing is refitted where nothing is cut."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -127,6 +128,7 @@ def allocate(
         limit: what the cost may be.
     """
     names = sorted(losses)
+    problem = _Problem(names, losses, options, cost, conflicts, limit)
     full = {name: options[name][-1] for name in names}
     least = {name: options[name][0] for name in names}
     if cost(full) <= limit:
@@ -134,105 +136,141 @@ def allocate(
     if cost(least) > limit:
         return least
     best = least
-    low, high = 0.0, _high_price(names, losses, options, cost, full)
+    low, high = 0.0, problem.high_price(full)
     start = full
     for _ in range(_HALVINGS):
         price = (low * high) ** 0.5 if low > 0 else high * 1e-6
-        found = _at_price(names, losses, options, cost, start, price)
+        found = problem.at_price(start, price)
         if cost(found) <= limit:
             high = price
-            if _loss(losses, found) < _loss(losses, best) or best is least:
+            if problem.loss(found) < problem.loss(best) or best is least:
                 best = found
         else:
             low = price
         if low > 0 and high / low < 1.001:
             break
-    starts = [best, _even(options, cost, limit)]
+    starts = [best, problem.even()]
     if sum(len(choice) for choice in options.values()) <= _SMALL:
-        starts.append(_fill(names, losses, options, cost, least, limit))
-    ends = [_refined(names, losses, options, cost, conflicts, limit, start) for start in starts]
-    return min(ends, key=lambda widths: _loss(losses, widths))
+        starts.append(problem.fill(least))
+    ends = [problem.refined(start) for start in starts]
+    return min(ends, key=problem.loss)
 
 
-def _even(options: Mapping[str, Sequence[int]], cost: Callable[[Widths], float], limit: float) -> dict[str, int]:
-    """Return the same share of every space's options, the largest that the limit allows."""
-    best = {name: choice[0] for name, choice in options.items()}
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        share = (low + high) / 2
-        widths = {name: choice[int(share * (len(choice) - 1))] for name, choice in options.items()}
-        if cost(widths) <= limit:
-            best, low = widths, share
-        else:
-            high = share
-    return best
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What :func:`allocate` was asked, and the moves that it is searched with."""
 
+    names: Sequence[str]
+    losses: Mapping[str, np.ndarray]
+    options: Mapping[str, Sequence[int]]
+    cost: Callable[[Widths], float]
+    conflicts: Mapping[str, set[str]]
+    limit: float
 
-def _refined(
-    names: Sequence[str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    conflicts: Mapping[str, set[str]],
-    limit: float,
-    start: Widths,
-) -> dict[str, int]:
-    """Return widths that no change of one group or of two spaces betters, as far as a few rounds get."""
-    best = dict(start)
-    pairs = list(itertools.combinations(names, 2))
-    if sum(len(options[a]) * len(options[b]) for a, b in pairs) > _TABLES:  # knapsacks see to the others
-        pairs = [(a, b) for a, b in pairs if b in conflicts.get(a, set())]
-    for _ in range(_ROUNDS):
-        before = _loss(losses, best)
-        for group in _independent(names, conflicts):
-            best = _exact(group, losses, options, cost, best, limit)
-        for pair in pairs:
-            best = _pair(pair, losses, options, cost, best, limit)
-        best = _fill(names, losses, options, cost, best, limit)
-        if _loss(losses, best) >= before * (1 - 1e-9):
-            break
-    return best
+    def even(self) -> dict[str, int]:
+        """Return the same share of every space's options, the largest that the limit allows."""
+        best = {name: choice[0] for name, choice in self.options.items()}
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            share = (low + high) / 2
+            widths = {name: choice[int(share * (len(choice) - 1))] for name, choice in self.options.items()}
+            if self.cost(widths) <= self.limit:
+                best, low = widths, share
+            else:
+                high = share
+        return best
 
+    def refined(self, start: Widths) -> dict[str, int]:
+        """Return widths that no change of one group or of two spaces betters, as far as a few rounds get."""
+        best = dict(start)
+        pairs = list(itertools.combinations(self.names, 2))
+        if sum(len(self.options[a]) * len(self.options[b]) for a, b in pairs) > _TABLES:  # knapsacks see to the others
+            pairs = [(a, b) for a, b in pairs if b in self.conflicts.get(a, set())]
+        for _ in range(_ROUNDS):
+            before = self.loss(best)
+            for group in _independent(self.names, self.conflicts):
+                best = self.exact(group, best)
+            for pair in pairs:
+                best = self.pair(pair, best)
+            best = self.fill(best)
+            if self.loss(best) >= before * (1 - 1e-9):
+                break
+        return best
 
-def _loss(losses: Mapping[str, np.ndarray], widths: Widths) -> float:
-    return float(sum(losses[name][width] for name, width in widths.items()))
+    def loss(self, widths: Widths) -> float:
+        return float(sum(self.losses[name][width] for name, width in widths.items()))
 
+    def high_price(self, full: Widths) -> float:
+        """Return a price at which every space takes its least width."""
+        worst = max(float(self.losses[name][self.options[name][0]]) for name in self.names) or 1e-9
+        saved = [self.cost(full) - self.cost({**full, name: self.options[name][0]}) for name in self.names]
+        return 1e3 * worst / max(1e-9, min((s for s in saved if s > 0), default=1.0))
 
-def _high_price(
-    names: Sequence[str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    full: Widths,
-) -> float:
-    """Return a price at which every space takes its least width."""
-    worst = max(float(losses[name][options[name][0]]) for name in names) or 1e-9
-    saved = [cost(full) - cost({**full, name: options[name][0]}) for name in names]
-    return 1e3 * worst / max(1e-9, min((s for s in saved if s > 0), default=1.0))
+    def at_price(self, start: Widths, price: float) -> dict[str, int]:
+        widths = dict(start)
+        for _ in range(_SWEEPS):
+            moved = False
+            for name in self.names:
+                choice = self.options[name]
+                ends = [self.cost({**widths, name: choice[0]}), self.cost({**widths, name: choice[-1]})]
+                slope = (ends[1] - ends[0]) / max(1, choice[-1] - choice[0])
+                values = [self.losses[name][width] + price * slope * width for width in choice]
+                found = choice[int(np.argmin(values))]
+                moved |= found != widths[name]
+                widths[name] = found
+            if not moved:
+                break
+        return widths
 
+    def exact(self, group: Sequence[str], widths: Widths) -> dict[str, int]:
+        base = self.cost(widths)
+        tables = [np.array([self.cost({**widths, name: w}) - base for w in self.options[name]]) for name in group]
+        found = knapsack(tables, [self.losses[name][list(self.options[name])] for name in group], self.limit - base)
+        if found is None:
+            return dict(widths)
+        changed = {**widths, **{name: self.options[name][i] for name, i in zip(group, found, strict=True)}}
+        fits = self.cost(changed) <= self.limit
+        return changed if fits and self.loss(changed) <= self.loss(widths) else dict(widths)
 
-def _at_price(
-    names: Sequence[str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    start: Widths,
-    price: float,
-) -> dict[str, int]:
-    widths = dict(start)
-    for _ in range(_SWEEPS):
-        moved = False
-        for name in names:
-            choice = options[name]
-            ends = [cost({**widths, name: choice[0]}), cost({**widths, name: choice[-1]})]
-            slope = (ends[1] - ends[0]) / max(1, choice[-1] - choice[0])
-            values = [losses[name][width] + price * slope * width for width in choice]
-            found = choice[int(np.argmin(values))]
-            moved |= found != widths[name]
-            widths[name] = found
-        if not moved:
-            break
-    return widths
+    def pair(self, pair: tuple[str, str], widths: Widths) -> dict[str, int]:
+        """Return the best widths of two spaces with the others held; their cost is read off four corners."""
+        first, second = (np.array(self.options[name]) for name in pair)
+
+        def at(i: int, j: int) -> float:
+            return self.cost({**widths, pair[0]: int(first[i]), pair[1]: int(second[j])})
+
+        shares = [(choice - choice[0]) / max(1, choice[-1] - choice[0]) for choice in (first, second)]
+        base = at(0, 0)
+        one, other, both = at(-1, 0) - base, at(0, -1) - base, at(-1, -1)
+        mixed = both - base - one - other
+        x, y = shares[0][:, None], shares[1][None, :]
+        table = base + one * x + other * y + mixed * x * y
+        loss = np.add.outer(self.losses[pair[0]][first], self.losses[pair[1]][second])
+        loss = np.where(table <= self.limit + 1e-9 * abs(self.limit), loss, np.inf)
+        i, j = np.unravel_index(int(np.argmin(loss)), loss.shape)
+        changed = {**widths, pair[0]: int(first[i]), pair[1]: int(second[j])}
+        better = self.loss(changed) < self.loss(widths)
+        return changed if better and self.cost(changed) <= self.limit else dict(widths)
+
+    def fill(self, widths: Widths) -> dict[str, int]:
+        """Spend what is left: widen the space whose loss falls most per unit of cost, as long as one fits."""
+        found = dict(widths)
+        while True:
+            base, best, gain = self.cost(found), None, 0.0
+            for name in self.names:
+                place = list(self.options[name]).index(found[name])
+                if place + 1 == len(self.options[name]):
+                    continue
+                wider = {**found, name: self.options[name][place + 1]}
+                extra = self.cost(wider) - base
+                if base + extra > self.limit:
+                    continue
+                fall = float(self.losses[name][found[name]] - self.losses[name][wider[name]]) / max(extra, 1e-9)
+                if best is None or fall > gain:
+                    best, gain = wider, fall
+            if best is None:
+                return found
+            found = best
 
 
 def _independent(names: Sequence[str], conflicts: Mapping[str, set[str]]) -> list[list[str]]:
@@ -245,77 +283,3 @@ def _independent(names: Sequence[str], conflicts: Mapping[str, set[str]]) -> lis
         else:
             home.append(name)
     return groups
-
-
-def _exact(
-    group: Sequence[str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    widths: Widths,
-    limit: float,
-) -> dict[str, int]:
-    base = cost(widths)
-    tables = [np.array([cost({**widths, name: w}) - base for w in options[name]]) for name in group]
-    found = knapsack(tables, [losses[name][list(options[name])] for name in group], limit - base)
-    if found is None:
-        return dict(widths)
-    changed = {**widths, **{name: options[name][i] for name, i in zip(group, found, strict=True)}}
-    fits = cost(changed) <= limit
-    return changed if fits and _loss(losses, changed) <= _loss(losses, widths) else dict(widths)
-
-
-def _pair(
-    pair: tuple[str, str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    widths: Widths,
-    limit: float,
-) -> dict[str, int]:
-    """Return the best widths of two spaces with the others held; their cost is read off four corners."""
-    first, second = (np.array(options[name]) for name in pair)
-
-    def at(i: int, j: int) -> float:
-        return cost({**widths, pair[0]: int(first[i]), pair[1]: int(second[j])})
-
-    shares = [(choice - choice[0]) / max(1, choice[-1] - choice[0]) for choice in (first, second)]
-    base = at(0, 0)
-    one, other, both = at(-1, 0) - base, at(0, -1) - base, at(-1, -1)
-    mixed = both - base - one - other
-    x, y = shares[0][:, None], shares[1][None, :]
-    table = base + one * x + other * y + mixed * x * y
-    loss = np.add.outer(losses[pair[0]][first], losses[pair[1]][second])
-    loss = np.where(table <= limit + 1e-9 * abs(limit), loss, np.inf)
-    i, j = np.unravel_index(int(np.argmin(loss)), loss.shape)
-    changed = {**widths, pair[0]: int(first[i]), pair[1]: int(second[j])}
-    better = _loss(losses, changed) < _loss(losses, widths)
-    return changed if better and cost(changed) <= limit else dict(widths)
-
-
-def _fill(
-    names: Sequence[str],
-    losses: Mapping[str, np.ndarray],
-    options: Mapping[str, Sequence[int]],
-    cost: Callable[[Widths], float],
-    widths: Widths,
-    limit: float,
-) -> dict[str, int]:
-    """Spend what is left: widen the space whose loss falls most per unit of cost, as long as one fits."""
-    found = dict(widths)
-    while True:
-        base, best, gain = cost(found), None, 0.0
-        for name in names:
-            place = list(options[name]).index(found[name])
-            if place + 1 == len(options[name]):
-                continue
-            wider = {**found, name: options[name][place + 1]}
-            extra = cost(wider) - base
-            if base + extra > limit:
-                continue
-            fall = float(losses[name][found[name]] - losses[name][wider[name]]) / max(extra, 1e-9)
-            if best is None or fall > gain:
-                best, gain = wider, fall
-        if best is None:
-            return found
-        found = best

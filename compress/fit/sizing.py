@@ -69,13 +69,15 @@ class Sizing:
         # Unaligned widths lose the time that they were to save.
         return cls(name, float(value), 0 if name == "latency" and align == 1 else align)
 
-    def widths(self, analysis: Analysis, chosen: Sequence[ChannelSpace], context: Context) -> dict[str, int]:
+    def widths(
+        self, analysis: Analysis, chosen: Sequence[ChannelSpace], context: Context, tally: Tally | None = None
+    ) -> dict[str, int]:
         """Return how many channels every chosen space keeps: the same fraction of each, as far as blocks allow."""
         full = {space.name: space.width for space in chosen}
         align = self.blocks(full)
         if self.name == "keep":
             return fraction_widths(full, self.value, align, up=True)
-        budget = self.budget(analysis, context)
+        budget = self.budget(analysis, context, tally)
         return uniform_widths(full, budget.cost, budget.limit, align)
 
     def ranked(self, analysis: Analysis, scores: Mapping[str, np.ndarray], context: Context) -> dict[str, int]:
