@@ -67,6 +67,14 @@ class Examples:
             origin=chosen if self.origin is None else self.origin[chosen],
         )
 
+    def held(self, limit: int) -> Examples:
+        """Return the same examples read into memory; itself where they would take more than ``limit`` bytes."""
+        first = self.fetch(np.arange(1, dtype=np.int64))
+        if self.count * sum(array.nbytes for array in first.values()) > limit:
+            return self
+        arrays = self.fetch(np.arange(self.count, dtype=np.int64))
+        return replace(self, fetch=lambda rows: {name: array[rows] for name, array in arrays.items()})
+
     def batches(self, size: int) -> Iterator[Batch]:
         """Yield all examples in order, ``size`` at a time; the last batch may be smaller.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxprune.contract import Tap
-from onnxprune.fit.fold import fold_consumer
+from onnxprune.fit.fold import Folding
 from onnxprune.graph import surgery
 from onnxprune.graph.labels import Consumer
 from onnxprune.graph.spaces import Analysis, ChannelSpace
@@ -131,16 +131,32 @@ def fold(
     for consumer in consumers.values():
         shape = surgery.layout(analysis, consumer)
         assert shape is not None
-        rows = surgery.weight_rows(consumer, shape)
         staying = np.flatnonzero(keep[shape.channels])
         found = statistics[tap_of(consumer)]
-        if isinstance(found, TriangularResult) and not (preserve_zeros and (rows[:, staying] == 0.0).any()):
-            matrix = interpolation_from_factor(found.factor, staying)
-            folded = np.zeros_like(rows)
-            folded[:, staying] = rows @ matrix.T
+        change: Callable[[np.ndarray], np.ndarray]
+        if isinstance(found, TriangularResult):
+            change = _from_factor(found, staying, preserve_zeros)
         else:
-            folded = fold_consumer(rows, gram_of(found).gram, staying, preserve_zeros=preserve_zeros)
-        surgery.set_weight_rows(consumer, shape, folded)
+            change = Folding(found.gram, staying, preserve_zeros=preserve_zeros)
+        surgery.rewrite_rows(consumer, shape, change)
+
+
+def _from_factor(
+    found: TriangularResult, staying: np.ndarray, preserve_zeros: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a fold by the triangular factor; rows with zeros to keep are solved from the Gram matrix."""
+    matrix = interpolation_from_factor(found.factor, staying)
+    other = Folding(gram_of(found).gram, staying, preserve_zeros=True)
+
+    def change(rows: np.ndarray) -> np.ndarray:
+        folded = np.zeros_like(rows)
+        folded[:, staying] = rows @ matrix.T
+        sparse = (rows[:, staying] == 0.0).any(axis=1)
+        if preserve_zeros and sparse.any():
+            folded[sparse] = other(rows[sparse])
+        return folded
+
+    return change
 
 
 def gram_of(found: GramResult | TriangularResult) -> GramResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Tap
 from onnxprune.errors import DataError
-from onnxprune.fit.fold import fold_consumer
+from onnxprune.fit.fold import Folding
 from onnxprune.fit.interpolate import gram_of, positions, tap_of
 from onnxprune.graph import surgery
 from onnxprune.graph.labels import Consumer
@@ -152,13 +153,11 @@ class Narrowing:
         new = self.analysis.keep_mask(self.kept)
         for consumer in space.consumers:
             shape = self._layouts[consumer]
-            rows = surgery.weight_rows(consumer, shape)
             live = np.flatnonzero(old[shape.channels])
             gram = self._known[tap_of(consumer)].gram[np.ix_(live, live)]
             staying = np.flatnonzero(new[shape.channels[live]])
-            folded = np.zeros_like(rows)
-            folded[:, live] = fold_consumer(rows[:, live], gram, staying, preserve_zeros=self.preserve_zeros)
-            surgery.set_weight_rows(consumer, shape, folded)
+            folding = Folding(gram, staying, preserve_zeros=self.preserve_zeros)
+            surgery.rewrite_rows(consumer, shape, functools.partial(_folded, folding, live))
         # Spaces that meet in one consumer (a grid, a join) see each other's channels go.
         nodes = {consumer.node for consumer in space.consumers}
         for other in self.spaces:
@@ -242,3 +241,10 @@ def _captured(node: ir.Node) -> list[ir.Value | None]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             graphs.extend(attribute.as_graphs())
     return [value for graph in graphs for inner in graph.all_nodes() for value in inner.inputs]
+
+
+def _folded(folding: Folding, live: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return rows whose live channels are folded; the others are zero."""
+    result = np.zeros_like(rows)
+    result[:, live] = folding(rows[:, live])
+    return result

@@ -34,6 +34,8 @@ _SESSION = 2e9
 # Examples that judge, at most.
 _JUDGES = 500
 _RUNS = 4.0
+# Bytes of examples that stay decoded in memory.
+_ROOM = 256 << 20
 _FEWEST = 8
 
 
@@ -68,6 +70,7 @@ class Probe:
             self.shares = _SHARES if allowed / len(_SHARES) >= 4 * _FEWEST else (0.5,)
             each = max(_FEWEST, int(allowed / len(self.shares)))
             self.small = self.judges = examples.take(np.arange(min(examples.count, _SIZES[0], each)))
+        self.small, self.judges = self.small.held(_ROOM), self.judges.held(_ROOM)
         self.outputs = self._run(work.original, self.judges)
 
     def alone(self, space: ChannelSpace, found: Elimination, pairs: Sequence[tuple[Link, Sums]]) -> list[Measured]:

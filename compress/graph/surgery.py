@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from onnxprune.graph.spaces import Analysis
 
 # Weights converted to float64 at once.
 _BLOCK = 1 << 22
+# Weights rewritten at once: what a cache holds.
+_CACHED = 1 << 19
 
 
 def cut(analysis: Analysis, kept: Mapping[str, Sequence[int] | np.ndarray]) -> None:
@@ -73,19 +75,49 @@ def weight_rows(consumer: Consumer, shape: Layout) -> np.ndarray:
     """Return a consumer's weight as float64 rows over channels: [everything else, C]."""
     data = constants.array(consumer.weight)
     assert data is not None
-    moved = np.moveaxis(data.astype(np.float64), consumer.weight_axis, -1)
-    split = moved.reshape(*moved.shape[:-1], shape.outer, len(shape.channels), shape.inner)
-    return np.ascontiguousarray(np.moveaxis(split, -2, -1)).reshape(-1, len(shape.channels))
+    return _rows(np.moveaxis(data, consumer.weight_axis, -1), shape)
 
 
 def set_weight_rows(consumer: Consumer, shape: Layout, rows: np.ndarray) -> None:
     """Write rows from :func:`weight_rows` (same width) back into the consumer's weight."""
     data = constants.array(consumer.weight)
     assert data is not None
-    moved = np.moveaxis(data, consumer.weight_axis, -1).shape
-    split = rows.reshape(*moved[:-1], shape.outer, shape.inner, len(shape.channels))
-    joined = np.moveaxis(split, -1, -2).reshape(moved)
+    joined = _joined(rows, np.moveaxis(data, consumer.weight_axis, -1).shape, shape)
     constants.set_array(consumer.weight, np.moveaxis(joined, -1, consumer.weight_axis))
+
+
+def rewrite_rows(consumer: Consumer, shape: Layout, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace a consumer's weight by ``change`` of its rows over channels, [n, C] -> [n, C] in float64.
+
+    In blocks of rows: a large weight never stands in memory a second time as float64.
+    """
+    data = constants.array(consumer.weight)
+    assert data is not None
+    moved = np.moveaxis(data, consumer.weight_axis, -1)
+    result = np.empty_like(data)
+    target = np.moveaxis(result, consumer.weight_axis, -1)
+    step = max(1, _CACHED // max(1, moved[0].size)) if moved.ndim > 1 else 1
+    if moved.ndim == 1:
+        target[:] = _joined(change(_rows(moved, shape)), moved.shape, shape)
+    for start in range(0, len(moved) if moved.ndim > 1 else 0, step):
+        part = moved[start : start + step]
+        target[start : start + step] = _joined(change(_rows(part, shape)), part.shape, shape)
+    old = consumer.weight.const_value
+    constants.set_array(consumer.weight, result)
+    constants.release(old)
+
+
+def _rows(moved: np.ndarray, shape: Layout) -> np.ndarray:
+    """Return a weight whose consumed axis is last as float64 rows over channels."""
+    split = moved.reshape(*moved.shape[:-1], shape.outer, len(shape.channels), shape.inner)
+    turned = np.moveaxis(split, -2, -1)
+    return np.ascontiguousarray(turned, dtype=np.float64).reshape(-1, len(shape.channels))
+
+
+def _joined(rows: np.ndarray, moved: Sequence[int], shape: Layout) -> np.ndarray:
+    """Return rows over channels as a weight of shape ``moved``, whose consumed axis is last."""
+    split = rows.reshape(*moved[:-1], shape.outer, shape.inner, len(shape.channels))
+    return np.moveaxis(split, -1, -2).reshape(moved)
 
 
 def axis_norms(weight: ir.Value, axis: int, order: int = 2) -> np.ndarray:

@@ -42,6 +42,21 @@ def test_take_of_take_keeps_order_labels_and_origin() -> None:
     np.testing.assert_array_equal(next(view.batches(9)).arrays["x"][:, 0], [10, 14])
 
 
+def test_held_examples_are_fetched_once_where_they_fit() -> None:
+    calls = []
+
+    def fetch(rows: np.ndarray) -> dict[str, np.ndarray]:
+        calls.append(len(rows))
+        return {"x": np.stack([np.full(4, row, np.float32) for row in rows])}
+
+    plain = Examples("plain", 5, np.arange(5), fetch)
+    held = plain.held(5 * 16)
+    calls.clear()
+    np.testing.assert_array_equal(next(held.take([4, 2]).batches(2)).arrays["x"][:, 0], [4, 2])
+    assert not calls and held.labels is plain.labels
+    assert plain.held(5 * 16 - 1) is plain
+
+
 def test_unlabelled_stay_unlabelled() -> None:
     plain = Examples("plain", 3, None, lambda rows: {"x": rows})
     assert plain.take([1]).labels is None
