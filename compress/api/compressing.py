@@ -13,7 +13,7 @@ from onnxprune import pipeline, recipe
 from onnxprune.api.opening import ModelLike, input_shapes, open_model, open_runtime, open_split, task
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
-from onnxprune.api.searching import open_search
+from onnxprune.api.searching import LOOKS, open_search, searches
 from onnxprune.budget import Target, parse_target
 from onnxprune.contract import Pass
 from onnxprune.data import DataLike
@@ -88,27 +88,35 @@ def compress(
     items = recipe.parse(passes, wanted) if isinstance(passes, str) else list(passes)
     loaded = open_model(model, chosen)
     settings, notices = open_runtime(chosen)
-    split = open_split(loaded, chosen, data, calib, eval)
+    split = open_split(loaded, chosen, data, calib, eval, choosing=searches(items, targeted=bool(targets)))
     calibration = split.calibration if any("calibration" in item.needs for item in items) else None
     shapes = input_shapes(calibration or split.evaluation)
     if split.evaluation is None:
         raise DataError("there are no examples to evaluate on; give --data or --eval")
     search = open_search(items, loaded.model, split, settings, chosen, asked, targeted=bool(targets))
     run = pipeline.Run(calibration, settings, chosen.seed, shapes, search.progress)
-    result, steps = pipeline.run(loaded.model, items, run, search.treat)
-    runnable, unjudged = _runnable(loaded.model, steps)
-    with task(chosen, "evaluation", split.evaluation.count) as advance:
-        judged = judge(
-            loaded.model, runnable, split.evaluation, settings,
-            confidence=chosen.confidence, classes=loaded.classes, advance=advance,
-        )  # fmt: skip
+    looks: list[str] = []
+    for look in range(len(LOOKS)):
+        search.begin(look)
+        result, steps = pipeline.run(loaded.model, items, run, search.treat)
+        runnable, unjudged = _runnable(loaded.model, steps)
+        with task(chosen, "evaluation", split.evaluation.count) as advance:
+            judged = judge(
+                loaded.model, runnable, split.evaluation, settings,
+                confidence=chosen.confidence, classes=loaded.classes, advance=advance,
+            )  # fmt: skip
+        why = search.another(asked, judged.evidence)
+        if why is None:
+            break
+        looks.append(why)
     sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint, search.decided)
-    verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, chosen.confidence))
+    verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, search.risk_confidence))
     warnings = (
         *unjudged,
         *notices,
         *split.warnings,
         *search.warnings,
+        *looks,
         *(w for s in steps for w in s.result.warnings),
         *search.shortfall(asked, judged.evidence),
         *overlap,

@@ -117,7 +117,13 @@ def open_runtime(options: Options) -> tuple[Settings, tuple[str, ...]]:
 
 
 def open_split(
-    loaded: Loaded, options: Options, data: DataLike | None, calib: DataLike | None, judged: DataLike | None
+    loaded: Loaded,
+    options: Options,
+    data: DataLike | None,
+    calib: DataLike | None,
+    judged: DataLike | None,
+    *,
+    choosing: bool = False,
 ) -> Split:
     """Return calibration, choosing and evaluation examples (see ``onnxprune.data.split_data``)."""
     return split_data(
@@ -129,6 +135,7 @@ def open_split(
         calib_examples=options.calib_examples,
         eval_examples=options.eval_examples,
         drop_classes=options.drop_classes,
+        choosing=choosing,
         seed=options.seed,
         preprocess=loaded.preprocess,
         classes=loaded.classes,

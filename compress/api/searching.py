@@ -14,12 +14,13 @@ import onnx_ir as ir
 from onnxprune import recipe
 from onnxprune.api.opening import task
 from onnxprune.api.options import Gates, Options
-from onnxprune.budget import Target, check_share, size_gate
+from onnxprune.api.trials import MOST_TRIALS, Limit, Trials, limits
+from onnxprune.budget import check_share
 from onnxprune.contract import Context, Pass, Progress, Searcher, StepResult, silent
 from onnxprune.data import Split
 from onnxprune.evaluate.evidence import Evidence
-from onnxprune.evaluate.intervals import examples_needed, lower_bound, most_flips
-from onnxprune.evaluate.streaming import Decided, count_kept, decide_all
+from onnxprune.evaluate.intervals import examples_needed, lower_bound
+from onnxprune.evaluate.streaming import Decided, decide_all
 from onnxprune.pipeline import applied
 from onnxprune.runtime.operators import unknown_operators
 from onnxprune.runtime.session import Settings
@@ -27,35 +28,11 @@ from onnxprune.runtime.session import Settings
 AGREEMENT: Final = 0.99
 """What a search holds where the caller asks for no agreement."""
 
-_STEPS = 100
+LOOKS: Final = ((1.0, 1.0), (0.5, 0.1), (0.25, 0.1))
+"""Every look at the evaluation examples: its share of the flips allowed, and of the risk of 1 - confidence.
 
-
-@dataclass(frozen=True)
-class Limit:
-    """What one pass must hold: an agreement, as the most flips that the choosing examples may show.
-
-    ``proven``: so many flips prove the agreement; where even none would not, they are its share of the examples.
-    """
-
-    agreement: float
-    flips: int
-    proven: bool
-
-
-def limits(agreement: float, passes: int, examples: int, confidence: float) -> list[Limit]:
-    """Return what each of several passes must hold: the i-th of m may have lost i / m of the loss allowed.
-
-    No pass may flip more than the next one, or its own size would leave that one without any.
-    """
-    found: list[Limit] = []
-    for place in range(passes, 0, -1):
-        wanted = agreement if place == passes else 1 - (1 - agreement) * place / passes
-        flips = most_flips(examples, wanted, confidence)
-        proven = flips is not None
-        if flips is None:
-            flips = math.floor((1 - wanted) * examples + 1e-9)
-        found.append(Limit(wanted, min(flips, found[-1].flips) if found else flips, proven))
-    return found[::-1]
+Fixed beforehand, so that all looks together mislead with a probability of at most 1.2 times that risk (union bound).
+"""
 
 
 @dataclass(eq=False)
@@ -71,7 +48,20 @@ class Search:
     decided: Decided | None = None
     limits: list[Limit] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    found: list[str] = field(default_factory=list)
+    _look: int = 0
+    _first: Trials | None = None
     _trying: bool = False
+
+    @property
+    def risk_confidence(self) -> float:
+        """The confidence of the present look."""
+        return 1 - (1 - self.confidence) * LOOKS[self._look][1]
+
+    def begin(self, look: int) -> None:
+        """Search anew, with the share of the flips that this look allows."""
+        self._look = look
+        self.found.clear()
 
     def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Show a task, unless it is part of a trial."""
@@ -81,19 +71,29 @@ class Search:
         """Return the pass with the size that was found, and what it did; other passes are applied as they are."""
         if self.decided is None or not (isinstance(item, Searcher) and recipe.bare(item)):
             return applied(item, model, context)
-        limit = self.limits.pop(0)
+        place = len(self.found)
+        limit = self.limits[place].stricter(LOOKS[self._look][0])
+        self.found.append(item.name)
         foreign = unknown_operators(model)
         if foreign:
             result = item.apply(model, context)
             why = f"ONNX Runtime cannot run the model that it gets (no operator {', '.join(foreign)})"
             return item, replace(result, warnings=(*result.warnings, *_fixed([item], why)))
-        name = cast("Any", item).default_size[0]
-        trials = _Trials(name, item.prepared(model, context), self.decided, limit, self.settings, self.confidence)
+        # Nothing before the first one depends on a size that was found: what it was tried with holds for every look.
+        trials = self._first if place == 0 else None
+        if trials is None:
+            name = cast("Any", item).default_size[0]
+            trials = Trials(name, item.prepared(model, context), self.decided, self.settings, self.confidence)
+        if place == 0:
+            self._first = trials
         with self._bar(f"{item.name}: searching") as advance:
-            size, result = trials.smallest(advance)
-        numbers = {**result.numbers, "wanted_agreement": limit.agreement, "search": trials.record}
+            size, result = trials.smallest(limit, advance)
+        self.found[place] = f"{item.name} {trials.name}={size:g}"
+        numbers = {**result.numbers, "wanted_agreement": limit.agreement, "search": list(trials.record)}
         # The size is an outcome: nobody asked for it, so that no gate judges it.
-        result = replace(result, numbers=numbers, reached={}, warnings=(*result.warnings, *trials.remarks(item.name)))
+        result = replace(
+            result, numbers=numbers, reached={}, warnings=(*result.warnings, *trials.remarks(limit, item.name))
+        )
         return recipe.sized(item, size), result
 
     def shortfall(self, gates: Gates, evidence: Evidence) -> tuple[str, ...]:
@@ -106,82 +106,40 @@ class Search:
             return ()
         return (
             f"sizes were searched for an agreement of {AGREEMENT:g} on {self.decided.examples.count} examples; "
-            f"the evaluation examples prove only {math.floor(low * 10_000) / 10_000:.4f}: "
+            f"the evaluation examples prove only {_floor(low)}: "
             f"--min-agreement {AGREEMENT:g} would refuse this model",
+        )
+
+    def another(self, gates: Gates, evidence: Evidence) -> str | None:
+        """Return why a milder model should be searched for and judged, if so: the evaluation did not bear this one out.
+
+        Not where no model could pass, or where nothing milder is left to find.
+        """
+        agreement, wanted = evidence.agreement, gates.min_agreement
+        if self.decided is None or agreement is None or wanted is None or self._look + 1 >= len(LOOKS):
+            return None
+        low = lower_bound(agreement.flips.kept, agreement.examples, self.risk_confidence)
+        share, risk = LOOKS[self._look + 1]
+        needed = examples_needed(wanted, 1 - (1 - self.confidence) * risk)
+        now = LOOKS[self._look][0]
+        milder = any(limit.stricter(share).flips < limit.stricter(now).flips for limit in self.limits)
+        if low >= wanted or needed is None or needed > agreement.examples or not milder:
+            return None
+        return (
+            f"what was found ({', '.join(self.found)}) held on the {self.decided.examples.count} choosing "
+            f"examples, but the evaluation examples prove only {_floor(low)} of the {wanted:g} asked for: a milder "
+            f"model, with {share:g} times the changed decisions allowed in the search, was judged in its place, at a "
+            f"confidence of {1 - (1 - self.confidence) * risk:g}"
         )
 
     @contextlib.contextmanager
     def _bar(self, description: str) -> Iterator[Callable[[int], None]]:
-        with self.progress(description, math.ceil(math.log2(_STEPS))) as advance:
+        with self.progress(description, MOST_TRIALS) as advance:
             self._trying = True
             try:
                 yield advance
             finally:
                 self._trying = False
-
-
-@dataclass(eq=False)
-class _Trials:
-    """The trials of one pass, by bisection over sizes from the mildest, which changes nothing, to the smallest."""
-
-    name: str
-    attempt: Callable[[float], StepResult]
-    decided: Decided
-    limit: Limit
-    settings: Settings
-    confidence: float
-    record: list[dict[str, Any]] = field(default_factory=list)
-
-    def smallest(self, advance: Callable[[int], None]) -> tuple[float, StepResult]:
-        """Return the smallest size that holds and what it gives, or the mildest size where none does.
-
-        Agreement need not fall evenly with the size: what is returned holds, and the next size that was tried fails.
-        """
-        sizes = [(step if self.name == "sparsity" else _STEPS - step) / _STEPS for step in range(_STEPS)]
-        low, high = 0, len(sizes)
-        best: tuple[float, StepResult] | None = None
-        while high - low > 1:
-            place = (low + high) // 2
-            result = self.attempt(sizes[place])
-            reachable = self._reachable(sizes[: place + 1], result)
-            if reachable < place:
-                high = max(low, reachable) + 1
-            elif self._holds(sizes[place], result):
-                low, best = place, (sizes[place], result)
-            else:
-                high = place
-            advance(1)
-        if best is None:
-            best = sizes[0], self.attempt(sizes[0])
-            self._holds(*best)
-        return best
-
-    def _reachable(self, sizes: Sequence[float], result: StepResult) -> int:
-        """Return the place of the smallest size that was reached when the last one was asked for."""
-        if self.name not in result.reached:
-            return len(sizes) - 1
-        got = result.reached[self.name][1]
-        return max((p for p, size in enumerate(sizes) if size_gate(Target(self.name, size), got).met), default=0)
-
-    def _holds(self, size: float, result: StepResult) -> bool:
-        count = self.decided.examples.count
-        kept = count_kept(self.decided, result.model, self.settings)
-        met = count - kept <= self.limit.flips
-        low = lower_bound(kept, count, self.confidence)
-        self.record.append({"size": size, "agreement": kept / count, "low": low, "met": met})
-        return met
-
-    def remarks(self, pass_name: str) -> tuple[str, ...]:
-        """Return what must be said of the outcome beside the record."""
-        mildest = self.record[-1]
-        if mildest["size"] not in (0.0, 1.0):
-            return ()
-        if mildest["met"]:
-            return (f"{pass_name}: no size below the whole keeps {_asked(self.limit)}; it cut nothing",)
-        return (
-            f"{pass_name}: the search found no size that keeps {_asked(self.limit)} on the "
-            f"{self.decided.examples.count} choosing examples: the mildest, {self.name}={mildest['size']:g}, was taken",
-        )
 
 
 def open_search(
@@ -272,5 +230,10 @@ def _unproven(found: Sequence[Limit], items: Sequence[Pass], count: int, confide
     )
 
 
-def _asked(limit: Limit) -> str:
-    return f"{'a proven' if limit.proven else 'an observed'} agreement of {limit.agreement:g}"
+def _floor(bound: float) -> str:
+    return f"{math.floor(bound * 10_000) / 10_000:.4f}"
+
+
+def searches(items: Sequence[Pass], *, targeted: bool) -> bool:
+    """Return whether any of the passes would be searched for, given examples to choose by."""
+    return not targeted and any(recipe.bare(item) and isinstance(item, Searcher) for item in items)

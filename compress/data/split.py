@@ -48,6 +48,7 @@ def split_data(
     calib_examples: int | None = None,
     eval_examples: int | None = None,
     drop_classes: Sequence[str] = (),
+    choosing: bool = False,
     seed: int = 0,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] | None = None,
@@ -70,6 +71,8 @@ def split_data(
         calib_examples: how many calibrate.
         eval_examples: at most how many evaluate.
         drop_classes: names or indices of classes of which no example calibrates or chooses; needs labels.
+        choosing: one source keeps min(1000, 25 %) back to choose by, out of what would evaluate, unless
+            ``eval_examples`` parts it.
         seed: seed of the shuffles and of random numbers.
         preprocess: as in ``open_data``.
         classes: as in ``open_data``.
@@ -82,14 +85,14 @@ def split_data(
     _check(data, calib, eval, calib_examples, eval_examples)
     opener = partial(open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download)
     dropped = Dropped.parse(drop_classes, classes)
-    shares = _Shares(opener, calib_examples, eval_examples, seed, dropped)
+    shares = _Shares(opener, calib_examples, eval_examples, seed, dropped, choosing)
     if eval is None:
         given = data if data is not None else calib
         if given is not None:
             return shares.one(given)
         if model_data is None:
             return shares.one("random", ("no data was given and the model names none: random numbers are used",))
-        with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed, dropped)
+        with_metadata = _Shares(partial(_from_metadata, opener), calib_examples, eval_examples, seed, dropped, choosing)
         return with_metadata.one(model_data)
     if calib is not None:
         return shares.two(calib, eval)
@@ -105,6 +108,7 @@ class _Shares:
     eval_examples: int | None
     seed: int
     dropped: Dropped
+    choosing: bool
 
     def one(self, source: DataLike, warnings: tuple[str, ...] = ()) -> Split:
         """Share one source out; random numbers and named splits are two sources under one name."""
@@ -161,7 +165,8 @@ class _Shares:
         return opened.take(_shuffled(opened, self.seed)[: self.eval_examples]), ()
 
     def _judged(self, rest: Rows, source: str) -> tuple[Rows, tuple[str, ...]]:
-        wanted = len(rest) if self.eval_examples is None else self.eval_examples
+        back = min(MOST, len(rest) // SHARE) if self.choosing else 0
+        wanted = len(rest) - back if self.eval_examples is None else self.eval_examples
         return rest[:wanted], _capped("evaluation", self.eval_examples, len(rest), f"{source} after calibration")
 
 

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 import onnxprune
 from onnxprune.api import Gates, Options, Result
-from onnxprune.api.searching import limits
+from onnxprune.api.trials import limits
 from onnxprune.contract import Context, Observer, Searcher, StepResult, Tap, check_options, option
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.intervals import lower_bound
@@ -145,7 +146,6 @@ def test_too_few_choosing_examples_are_said(digits_net: Net, digits: Digits) -> 
     [
         ({"data": "random"}, "random numbers show no decisions to keep"),
         ({}, "random numbers show no decisions to keep"),
-        ({"data": "pool"}, "calibration and evaluation leave no examples of arrays in memory to choose by"),
         ({"calib": "few", "eval": "test.npz"}, "calibration takes all 60 examples of arrays in memory and leaves none"),
     ],
 )
@@ -161,6 +161,55 @@ def test_without_examples_to_choose_by_the_fixed_sizes_stay(
     assert warned(report, f"fixed ones are used (surp sparsity=0.5 and filters flops=0.9): {why}")
     assert report.data.choosing is None
     assert all("search" not in step.numbers for step in report.steps)
+
+
+def test_one_source_keeps_examples_back_to_choose_by(digits_net: Net, digits: Digits) -> None:
+    pool = digits["calib"]
+    report = onnxprune.compress(digits_net(), "filters", data=pool, options=ONE).report
+    assert report.data.choosing is not None and report.data.eval is not None
+    assert (report.data.choosing.examples, report.data.eval.examples) == (269, 809)  # 359 are for calibration
+    assert report.steps[0].trials
+    sized = onnxprune.compress(digits_net(), "filters(flops=0.9)", data=pool, options=ONE).report
+    assert sized.data.choosing is None
+    assert sized.data.eval is not None and sized.data.eval.examples == 1437 - 359
+    everything = Options(threads=1, eval_examples=5000)
+    judged = onnxprune.compress(digits_net(), "filters", data=pool, options=everything).report
+    assert warned(judged, "calibration and evaluation leave no examples of arrays in memory to choose by")
+
+
+def margins(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    scores = np.sort(session.run(None, {session.get_inputs()[0].name: images})[0], axis=1)
+    return np.asarray(scores[:, -1] - scores[:, -2])
+
+
+def test_a_choice_that_the_evaluation_does_not_bear_out_makes_way_for_a_milder_one(
+    digits_net: Net, digits: Digits
+) -> None:
+    model = digits_net()
+    images = np.concatenate([digits["calib"]["input"], digits["eval"]["input"]])
+    order = np.argsort(margins(model, images), kind="stable")
+    # What chooses is decided firmly, what judges is not: as with a network that was trained on the choosing examples.
+    hard, easy = order[100:1100], order[1100:]
+    mixed = np.concatenate([easy, order[:100]])
+    given = {"calib": {"input": images[mixed]}, "eval": {"input": images[hard]}}
+    options = Options(threads=1, calib_examples=200)
+    gates = Gates(min_agreement=0.9)
+    plain = onnxprune.compress(model, "surp", **given, options=options)
+    result = onnxprune.compress(model, "surp", **given, options=options, gates=gates)
+    (said,) = [w for w in result.report.warnings if "was judged in its place" in w]
+    first = onnxprune.compress(
+        model, f"surp({said.split('(surp ')[1].split(')')[0]})", **given, options=options, gates=gates
+    )
+    assert not first.met
+    assert result.met
+    assert "at a confidence of 0.995" in said
+    agreement = result.report.agreement
+    assert agreement is not None
+    (gate,) = result.report.gates
+    assert gate.got == lower_bound(agreement.flips.kept, agreement.examples, 0.995) >= 0.9
+    assert sizes(result.report)[0]["sparsity"] < sizes(first.report)[0]["sparsity"]
+    assert not any("was judged in its place" in w for w in plain.report.warnings)  # nothing was asked for
 
 
 def test_examples_left_over_from_one_source_are_chosen_by(digits_net: Net, digits: Digits) -> None:

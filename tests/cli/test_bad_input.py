@@ -226,7 +226,7 @@ def test_weights_with_nan(refused, paths, tmp_path: Path) -> None:
         3,
         "weight 'c2.w' of node 'conv2' holds NaN",
         "apply",
-        "surp",
+        "surp(sparsity=0.5)",
         "--in",
         bad,
         "--out",
@@ -234,7 +234,7 @@ def test_weights_with_nan(refused, paths, tmp_path: Path) -> None:
         "--data",
         data,
     )
-    refused(3, "holds NaN", "apply", "id", "--in", bad, "--out", out, "--data", data)
+    refused(3, "holds NaN", "apply", "id(flops=0.9)", "--in", bad, "--out", out, "--data", data)
 
 
 def test_full_disk(cli, paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
