@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.codec.levels import Law, Refinement, refine
+from onnxprune.codec.law import Law, Stop
+from onnxprune.codec.levels import Refinement, refine
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import ModelError
 from onnxprune.graph import constants, origins
@@ -121,7 +122,7 @@ class Surp:
         before = {value: np.count_nonzero(weight) for value, weight in tensors.items()}
         zeros = math.ceil(wanted * total - 1e-9)
         law = Law(alpha=self.alpha, decay=self.decay, patience=self.patience, seed=context.seed)
-        refinement = refine(pooled, total - zeros, law)
+        refinement = refine(pooled, Stop(nonzeros=total - zeros), law)
         self._write(tensors, refinement)
         sparsity = _sparsity(tensors)
         numbers = {

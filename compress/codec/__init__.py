@@ -1,1 +1,1 @@
-"""SuRP's law: which weights a rate keeps, as arrays in and arrays out."""
+"""SuRP's code: its law, the stream of hits, the range coder and the .surp file, as arrays and bytes."""

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.codec.levels import Law, kappa, refine, scan_order
+from onnxprune.codec.law import Law, Stop, kappa, scan_order, scan_words
+from onnxprune.codec.levels import Refinement, Refiner
+from onnxprune.codec.levels import refine as run
+from onnxprune.errors import CodecError, OptionError
 
 GOLDEN = np.array([4.0, 3.0, 2.0, 1.0])
+
+
+def refine(magnitudes: np.ndarray, nonzeros: int, law: Law) -> Refinement:
+    return run(magnitudes, Stop(nonzeros=nonzeros), law)
 
 
 def laplacian(seed: int, count: int = 2000) -> np.ndarray:
@@ -193,3 +200,130 @@ def test_the_given_magnitudes_are_not_touched() -> None:
     refine(weights, 500, Law())
     assert np.array_equal(weights, before)
     assert refine(weights.astype(np.float32), 500, Law()).values.dtype == np.float64
+
+
+def test_the_words_of_a_few_coordinates_are_those_of_all() -> None:
+    count = (1 << 20) + 77
+    where = np.array([0, 5, (1 << 20) - 1, 1 << 20, count - 1])
+    words = np.random.Philox(key=3).random_raw(count)
+    assert scan_words(where, count, 3).tolist() == words[where].tolist()
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5, 3.0])
+def test_every_hit_takes_the_threshold_from_the_error(alpha: float | None) -> None:
+    weights = laplacian(7, 300)
+    law = Law(alpha=alpha, seed=2)
+    refiner = Refiner(weights, law)
+    before = refiner.state()
+    for hits in range(1, 400):
+        refiner.advance(Stop(hits=hits))
+        after = refiner.state()
+        assert after.hits == hits
+        step = np.flatnonzero(after.values - before.values)
+        assert len(step) == 1
+        gained = after.values[step[0]] - before.values[step[0]]
+        assert gained == pytest.approx(after.thresholds[-1], rel=1e-12)
+        assert weights.sum() - after.values.sum() == pytest.approx(after.relative_l1 * weights.sum(), rel=1e-9)
+        assert np.count_nonzero(after.values) >= np.count_nonzero(before.values)
+        before = after
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 900), min_size=1, max_size=6), st.sampled_from([None, 0.2, 1.0]))
+def test_going_on_is_the_same_as_starting_over(seed: int, stops: list[int], alpha: float | None) -> None:
+    weights = laplacian(seed, 400)
+    law = Law(alpha=alpha, seed=seed)
+    refiner = Refiner(weights, law)
+    for hits in sorted(stops):
+        refiner.advance(Stop(hits=hits))
+        kept, fresh = refiner.state(), run(weights, Stop(hits=hits), law)
+        assert np.array_equal(kept.values, fresh.values)
+        assert (kept.hits, kept.levels, kept.thresholds) == (fresh.hits, fresh.levels, fresh.thresholds)
+        assert kept.relative_l1 == fresh.relative_l1
+
+
+def test_a_stop_that_lies_behind_changes_nothing() -> None:
+    refiner = Refiner(laplacian(1), Law(alpha=1.0))
+    refiner.advance(Stop(hits=333))
+    before = refiner.state()
+    for stop in (Stop(hits=10), Stop(sparsity=0.999), Stop(relative_l1=0.99)):
+        refiner.advance(stop)
+        assert np.array_equal(refiner.state().values, before.values)
+        assert refiner.state().hits == 333
+
+
+@pytest.mark.parametrize("target", [0.9, 0.5, 0.1, 0.01])
+def test_a_wanted_error_is_met_by_the_first_hit_that_meets_it(target: float) -> None:
+    weights = laplacian(3)
+    found = run(weights, Stop(relative_l1=target), Law(patience=1))
+    one_less = run(weights, Stop(hits=found.hits - 1), Law(patience=1))
+    assert found.relative_l1 <= target < one_less.relative_l1
+    assert (weights - found.values).sum() / weights.sum() == pytest.approx(found.relative_l1, rel=1e-9)
+
+
+def test_the_first_condition_that_is_met_ends_the_code() -> None:
+    weights = laplacian(3)
+    both = run(weights, Stop(hits=300, sparsity=0.5, relative_l1=0.2), Law())
+    assert both.hits == 300
+    assert both.complete
+    assert run(weights, Stop(sparsity=0.75), Law()).values.nonzero()[0].size == 500
+
+
+def test_without_a_stop_everything_is_said() -> None:
+    weights = laplacian(3, 50)
+    found = run(weights, Stop(), Law())
+    assert np.count_nonzero(found.values) == 50
+    assert found.complete
+    found = run(weights, Stop(relative_l1=1e-9), Law())
+    assert found.relative_l1 <= 1e-9
+
+
+def test_the_masked_form_takes_the_mean_over_what_is_left() -> None:
+    weights = laplacian(8)
+    holed = weights.copy()
+    holed[::3] = 0.0
+    alone = run(holed[holed > 0], Stop(nonzeros=600), Law(alpha=2.0))
+    masked = run(holed, Stop(nonzeros=600), Law(alpha=2.0), masked=True)
+    assert masked.thresholds == pytest.approx(alone.thresholds, rel=1e-12)
+    assert masked.hits == pytest.approx(alone.hits, rel=0.01)
+    assert not masked.values[::3].any()
+    assert run(holed, Stop(nonzeros=600), Law(alpha=2.0)).thresholds[0] < masked.thresholds[0]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_narrow_weights_are_refined_as_they_are(kind: type) -> None:
+    weights = laplacian(9).astype(kind)
+    found = run(weights, Stop(sparsity=0.5), Law())
+    wide = run(weights.astype(np.float64), Stop(sparsity=0.5), Law())
+    assert np.array_equal(found.values, wide.values)
+    assert (found.values <= weights.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1.0])
+def test_weights_that_are_no_magnitudes_are_refused(bad: float) -> None:
+    with pytest.raises(CodecError, match="a weight is NaN, infinite or a negative magnitude"):
+        run(np.array([1.0, bad, 2.0]), Stop(nonzeros=1), Law())
+
+
+def test_a_negative_zero_is_a_zero() -> None:
+    found = run(np.array([1.0, -0.0, 2.0]), Stop(), Law())
+    assert found.values[1] == 0.0
+
+
+def test_a_sum_beyond_the_range_is_refused() -> None:
+    with pytest.raises(CodecError, match="too large for their sum"):
+        run(np.full(4, 1e308), Stop(), Law())
+
+
+@pytest.mark.parametrize("stop", [Stop(bits=8), Stop(bytes=8), Stop(fraction=0.5)])
+def test_what_only_an_encoder_knows_is_refused(stop: Stop) -> None:
+    with pytest.raises(OptionError, match="the level law cannot stop at"):
+        run(np.ones(3), stop, Law())
+
+
+@pytest.mark.parametrize("count", range(1, 16))
+def test_a_handful_of_weights(count: int) -> None:
+    weights = laplacian(count, count)
+    for wanted in range(count + 1):
+        found = run(weights, Stop(nonzeros=wanted), Law())
+        assert np.count_nonzero(found.values) == wanted
