@@ -99,16 +99,20 @@ class Pass(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pass would do, without doing it: rows of a table, remarks, and reasons for what it would leave alone."""
+    """What a pass would do, without doing it: rows of a table, remarks, and reasons for what it would leave alone.
+
+    ``curve`` says, where examples were at hand, what several sizes would give.
+    """
 
     rows: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    curve: tuple[Mapping[str, Any], ...] = ()
 
 
 @runtime_checkable
 class Planner(Protocol):
-    """A pass that can say beforehand what it would do; it needs no data for that."""
+    """A pass that can say beforehand what it would do; it needs no data for that, but may say more with examples."""
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return what :meth:`Pass.apply` would treat and how far it could go."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 
 _CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+_UNPREDICTED = "agreement is predicted where flops=, params= or bytes= is shared out by measured sensitivity only"
 
 
 @dataclass(frozen=True)
@@ -156,21 +157,21 @@ class Id:
         """Return the widths that the size gives, and the range that it could have.
 
         With examples at hand and a budget to share out, the widths are the ones that the pass would take, and the
-        notes predict the agreement at several sizes.
+        curve predicts the agreement at several sizes.
         """
         analysis = spaces.analyse(prepare(model))
         chosen, skipped = self._chosen(analysis, context.inputs)
         sizing = Sizing.of(self)
         measured = self.allocate == "measured" and not self._published and self.mode == "oneshot"
-        if context.examples is None or not measured or sizing.name in ("keep", "latency"):
+        if context.examples is None or not chosen:
             return plan_spaces(self, analysis, chosen, skipped, context)
+        if not measured or sizing.name in ("keep", "latency"):
+            found = plan_spaces(self, analysis, chosen, skipped, context)
+            return replace(found, notes=(*found.notes, _UNPREDICTED))
         cutter = self._cutter(model, context)
         found = plan_spaces(self, analysis, chosen, skipped, context, cutter.allocated(sizing))
-        curve = [f"{sizing.name} {value:g}: {self._predicted(cutter, sizing, value):.3f}" for value in _CURVE]
-        return replace(found, notes=(*found.notes, "predicted agreement, a rough guide: " + ", ".join(curve)))
-
-    def _predicted(self, cutter: Cutter, sizing: Sizing, value: float) -> float:
-        return cutter.survey.agreement(cutter.allocated(replace(sizing, value=value)))
+        note = f"the predicted agreement is a rough guide, from {context.examples.count} examples"
+        return replace(found, notes=(*found.notes, note), curve=tuple(_curve(cutter, sizing, context)))
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with narrower spaces; what every space and every refit gave is in the numbers."""
@@ -292,6 +293,19 @@ class Id:
         )
         sizes = {**reached(self, model, context), **got}
         return StepResult(model, skipped, numbers, sizes, (*none, *sizing.unaligned(widths)))
+
+
+def _curve(cutter: Cutter, sizing: Sizing, context: Context) -> Iterator[dict[str, Any]]:
+    """Yield what several sizes would give: the size reached, the agreement predicted, the width of every space."""
+    whole = replace(sizing, value=1.0).budget(cutter.analysis, context, cutter.tally)
+    for value in _CURVE:
+        widths = cutter.allocated(replace(sizing, value=value))
+        yield {
+            sizing.name: value,
+            "reached": whole.cost(widths) / (whole.limit or 1),
+            "predicted agreement": cutter.survey.agreement(widths),
+            "widths": widths,
+        }
 
 
 def _row(space: ChannelSpace, kept: Mapping[str, np.ndarray]) -> dict[str, Any]:

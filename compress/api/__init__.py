@@ -1,9 +1,11 @@
-"""The Python face: compress a model, compare two, evaluate one; the command line only parses and prints."""
+"""The Python face: compress a model, compare two, evaluate one, time several; the command line parses and prints."""
 
 from __future__ import annotations
 
+from onnxprune.api.benching import bench
 from onnxprune.api.comparing import Evaluation, compare, evaluate
 from onnxprune.api.compressing import Result, compress
 from onnxprune.api.options import Gates, Options
+from onnxprune.report.bench import BenchResult
 
-__all__ = ["Evaluation", "Gates", "Options", "Result", "compare", "compress", "evaluate"]
+__all__ = ["BenchResult", "Evaluation", "Gates", "Options", "Result", "bench", "compare", "compress", "evaluate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -17,10 +18,12 @@ import onnx_ir as ir
 
 from onnxprune.api.options import Options
 from onnxprune.data import DataLike, Examples, Preprocess, Split, open_data, split_data
+from onnxprune.data.synthetic import Match
 from onnxprune.errors import DataError, ModelError
 from onnxprune.graph import io
 from onnxprune.runtime.providers import parse_providers, resolve
 from onnxprune.runtime.session import Settings, input_specs
+from onnxprune.runtime.synthetic import matched
 
 
 class GraphSurgeonGraph(Protocol):
@@ -140,6 +143,7 @@ def open_split(
         preprocess=loaded.preprocess,
         classes=loaded.classes,
         download=options.download,
+        match=matcher(loaded, options),
     )
 
 
@@ -157,11 +161,18 @@ def open_examples(loaded: Loaded, options: Options, data: DataLike | None) -> tu
         classes=loaded.classes,
         seed=options.seed,
         download=options.download,
+        match=matcher(loaded, options),
     )
     if options.eval_examples is not None and options.eval_examples < examples.count:
         rows = np.random.default_rng(options.seed).permutation(examples.count)
         examples = examples.take(rows[: options.eval_examples])
     return examples, examples.warnings
+
+
+def matcher(loaded: Loaded, options: Options) -> Match:
+    """Return what fits synthetic images to the model; it runs on the CPU, so that they are the same everywhere."""
+    settings = Settings(threads=options.threads)
+    return functools.cache(lambda name, look: matched(loaded.model, settings, name, look))
 
 
 def input_shapes(examples: Examples | None) -> dict[str, tuple[int, ...]]:

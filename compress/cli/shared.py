@@ -21,9 +21,10 @@ DATA_HELP = (
 )
 
 
-def run_options(function: Function) -> Function:
+def work_options(function: Function) -> Function:
     """Add the options about where and how to run: providers, batch size, threads, seed, preprocessing."""
-    decorators = [
+    return _added(
+        function,
         click.option(
             "--providers",
             metavar="LIST",
@@ -44,6 +45,13 @@ def run_options(function: Function) -> Function:
         ),
         click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata"),
         click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing"),
+    )
+
+
+def run_options(function: Function) -> Function:
+    """Add the options of :func:`work_options`, how many examples to evaluate on, and the confidence."""
+    judging = _added(
+        function,
         click.option(
             "--eval-examples",
             type=click.IntRange(min=1),
@@ -57,16 +65,15 @@ def run_options(function: Function) -> Function:
             show_default=True,
             help="of every interval and bound",
         ),
-    ]
-    for decorate in reversed(decorators):
-        function = decorate(function)
-    return function
+    )
+    return work_options(judging)
 
 
 def gate_options(function: Function) -> Function:
     """Add the gates, the reports and ``--json``."""
     share = click.FloatRange(0, 1)
-    decorators = [
+    return _added(
+        function,
         click.option(
             "--min-agreement",
             type=share,
@@ -82,7 +89,11 @@ def gate_options(function: Function) -> Function:
             help="write the report as .json or .md (repeatable)",
         ),
         click.option("--json", "as_json", is_flag=True, help="print the report as JSON on stdout"),
-    ]
+    )
+
+
+def _added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
+    """Decorate a command so that its help lists the options in the order given."""
     for decorate in reversed(decorators):
         function = decorate(function)
     return function

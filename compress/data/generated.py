@@ -1,4 +1,4 @@
-"""Examples that are made: by a function of the user's, or as seeded random numbers."""
+"""Examples that are made: by a function of the user's, or at random from a seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from onnxprune.data.arrays import array_examples
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import Array, InputSpec, shape_text
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.synthetic import Look, Match, draw, plain_look
 from onnxprune.errors import DataError
 
 RANDOM_COUNT = 256
+# Bytes of drawn images that one source keeps.
+_KEPT = 256 << 20
 _MODULE = "onnxprune_data_script"
 
 
@@ -50,11 +53,24 @@ def open_script(
     return array_examples(arrays, inputs, source, preprocess)
 
 
-def random_examples(inputs: Sequence[InputSpec], count: int = RANDOM_COUNT, seed: int = 0) -> Examples:
-    """Make seeded random examples: standard normal reals, whole numbers 0..9, or booleans.
+def random_examples(
+    inputs: Sequence[InputSpec],
+    count: int = RANDOM_COUNT,
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    match: Match | None = None,
+) -> Examples:
+    """Make seeded random examples: images of random shapes, standard normal reals, whole numbers 0..9, or booleans.
 
     Every row has its own seed, so a row is the same however many are made or fetched. Symbolic dimensions
-    other than the batch become 1.
+    other than the batch become 1; those of images with known preprocessing what it says, else 32.
+
+    Args:
+        inputs: what the model wants.
+        count: how many examples.
+        seed: of all of them.
+        preprocess: gives the range of pixels, so that images keep to it.
+        match: fits images to what is known of the model's first layers.
 
     Raises:
         DataError: an input's element type has no random form.
@@ -63,27 +79,49 @@ def random_examples(inputs: Sequence[InputSpec], count: int = RANDOM_COUNT, seed
         if not (want.floating or want.dtype.kind in "iub"):
             raise DataError(f"random cannot make {want.dtype} for input {want.name!r}; give data for this model")
     warnings = ["inputs are random numbers: nothing measured on them says how the model does on real data"]
+    looks: dict[str, Look] = {}
     for want in inputs:
+        look = plain_look(want, preprocess, alone=len(inputs) == 1)
+        if look is not None:
+            looks[want.name] = look = look if match is None else match(want.name, look)
+            warnings.append(f"random: images of random shapes for input {want.name!r} {look.told}")
         loose = [side for side in want.shape[1:] if not isinstance(side, int)]
         if loose:
-            warnings.append(f"random: input {want.name!r} has free dimensions {shape_text(loose)}, each was set to 1")
-    fetch = functools.partial(_random_rows, tuple(inputs), seed)
+            each = "each was set to 1" if look is None else f"examples have shape {shape_text(look.canvas.shape)}"
+            warnings.append(f"random: input {want.name!r} has free dimensions {shape_text(loose)}, {each}")
+    fetch = functools.partial(_random_rows, tuple(inputs), looks, {}, seed)
     return Examples("random", count, None, fetch, synthetic=True, warnings=tuple(warnings))
 
 
-def _random_rows(inputs: Sequence[InputSpec], seed: int, rows: Rows) -> dict[str, Array]:
+def _random_rows(
+    inputs: Sequence[InputSpec],
+    looks: Mapping[str, Look],
+    drawn: dict[tuple[str, int], Array],
+    seed: int,
+    rows: Rows,
+) -> dict[str, Array]:
+    """Make these rows; images, which take long, are kept in ``drawn`` as far as memory is given to them."""
     arrays: dict[str, Array] = {}
     for position, want in enumerate(inputs):
-        shape = tuple(side if isinstance(side, int) else 1 for side in want.shape[1:])
-        stacked = np.empty((len(rows), *shape), want.dtype)
+        look = looks.get(want.name)
+        sides = tuple(side if isinstance(side, int) else 1 for side in want.shape[1:])
+        stacked = np.empty((len(rows), *(sides if look is None else look.canvas.shape)), want.dtype)
         for place, row in enumerate(rows):
+            key = (want.name, int(row))
+            if key in drawn:
+                stacked[place] = drawn[key]
+                continue
             rng = np.random.default_rng([seed, position, int(row)])
-            stacked[place] = _draw(rng, want, shape)
+            stacked[place] = _draw(rng, want, look, sides)
+            if look is not None and (len(drawn) + 1) * stacked[place].nbytes <= _KEPT:
+                drawn[key] = stacked[place].copy()
         arrays[want.name] = stacked
     return arrays
 
 
-def _draw(rng: np.random.Generator, want: InputSpec, shape: tuple[int, ...]) -> Array:
+def _draw(rng: np.random.Generator, want: InputSpec, look: Look | None, shape: tuple[int, ...]) -> Array:
+    if look is not None:
+        return draw(look, rng).astype(want.dtype)
     if want.floating:
         return rng.standard_normal(shape, dtype=np.float32).astype(want.dtype)
     return rng.integers(0, 2 if want.dtype.kind == "b" else 10, size=shape).astype(want.dtype)

@@ -20,6 +20,7 @@ from onnxprune.data.inputs import Array, InputSpec, check_inputs, check_shape, o
 from onnxprune.data.labels import Labels, align_labels
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.spec import NAMED_SPLITS, Spec, parse_path, parse_spec
+from onnxprune.data.synthetic import Match
 from onnxprune.errors import DataError, OptionError
 
 DataLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | Examples"
@@ -37,6 +38,7 @@ def open_data(
     seed: int = 0,
     download: bool = False,
     examples: int | None = None,
+    match: Match | None = None,
 ) -> Examples:
     """Open any DATA form for a model with these inputs.
 
@@ -48,6 +50,7 @@ def open_data(
         seed: seed of ``random``, and of the draw where ``examples`` asks for fewer than there are.
         download: allow ``mnist: cifar10: imagenet:`` to fetch what is missing.
         examples: at most this many, drawn at random; for ``random`` how many to make (default 256).
+        match: for ``random``: fits images to what is known of the model's first layers.
 
     Raises:
         OptionError: ``seed`` is negative or ``examples`` is not positive.
@@ -70,7 +73,7 @@ def open_data(
     else:
         parsed = parse_spec(spec) if isinstance(spec, str) else parse_path(os.fspath(spec))
         if parsed.kind == "random":
-            return random_examples(inputs, examples or RANDOM_COUNT, seed)
+            return random_examples(inputs, examples or RANDOM_COUNT, seed, preprocess, match)
         opened = _open_spec(parsed, inputs, preprocess, classes, download)
     if examples is not None and examples < opened.count:
         opened = opened.take(np.random.default_rng(seed).permutation(opened.count)[:examples])

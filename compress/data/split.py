@@ -13,6 +13,7 @@ from onnxprune.data.inputs import InputSpec
 from onnxprune.data.opening import DataLike, open_data
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.spec import named_splits, parse_spec
+from onnxprune.data.synthetic import Match
 from onnxprune.errors import DataError, OptionError
 
 MOST = 1000  # examples to calibrate with, and to choose with, where the user names no number
@@ -53,6 +54,7 @@ def split_data(
     preprocess: Preprocess | None = None,
     classes: Sequence[str] | None = None,
     download: bool = False,
+    match: Match | None = None,
 ) -> Split:
     """Open the data and share it out to calibration, choosing and evaluation.
 
@@ -77,13 +79,16 @@ def split_data(
         preprocess: as in ``open_data``.
         classes: as in ``open_data``.
         download: as in ``open_data``.
+        match: as in ``open_data``.
 
     Raises:
         OptionError: options exclude one another or are out of range.
         DataError: a source is unusable, or a side would get no examples.
     """
     _check(data, calib, eval, calib_examples, eval_examples)
-    opener = partial(open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download)
+    opener = partial(
+        open_data, inputs=inputs, seed=seed, preprocess=preprocess, classes=classes, download=download, match=match
+    )
     dropped = Dropped.parse(drop_classes, classes)
     shares = _Shares(opener, calib_examples, eval_examples, seed, dropped, choosing)
     if eval is None:

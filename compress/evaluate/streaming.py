@@ -16,8 +16,9 @@ from onnxprune.evaluate.evidence import Evidence, Performance
 from onnxprune.evaluate.kinds import output_kind
 from onnxprune.evaluate.scores import Rows, decide
 from onnxprune.evaluate.single import Tally
-from onnxprune.runtime.latency import Latency, measure
+from onnxprune.runtime.latency import measure
 from onnxprune.runtime.session import Settings, batch_for, open_session
+from onnxprune.runtime.timing import Latency
 
 Advance = Callable[[int], None]
 
@@ -60,7 +61,7 @@ def judge(
             if advance is not None:
                 advance(len(batch.rows))
         feeds = next(examples.batches(1)).arrays
-        times = measure([first, second], feeds)
+        times = measure([first, second], feeds, confidence=confidence)
         return Judged(comparison.result(), fingerprint, (times[0], times[1]), second.providers)
 
 
@@ -159,13 +160,16 @@ def fingerprint_of(examples: Examples, size: int = 64) -> Fingerprint:
 
 
 def latency_figures(original: Latency, compressed: Latency) -> dict[str, Any]:
-    """Return the report's latency object: milliseconds at one example a run, and the ratio of the medians."""
-    ratio = compressed.median_ms / original.median_ms if original.median_ms else None
+    """Return the report's latency object: milliseconds at one example a run, the ratio of the medians, its interval."""
+    ratio = compressed.ratio
     return {
         "batch": original.batch,
         "original_ms": original.median_ms,
         "compressed_ms": compressed.median_ms,
-        "ratio": ratio,
+        "ratio": None if ratio is None else ratio.value,
+        "low": None if ratio is None else ratio.low,
+        "high": None if ratio is None else ratio.high,
+        "confidence": None if ratio is None else ratio.confidence,
         "original_p90_ms": original.p90_ms,
         "compressed_p90_ms": compressed.p90_ms,
         "runs": original.runs,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from onnxprune.graph.shapes import true_inputs
 from onnxprune.runtime.engine import engine, runtime_errors
 
 _OOM_HINT = "give a smaller --batch-size"
+_ON_DEVICE = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,72 @@ class Session:
         """
         names = list(outputs) if outputs is not None else self.outputs
         count = batch_of(feeds)
-        padded = self.fixed_batch is not None and count < self.fixed_batch
-        fed = {name: _pad(data, count, self.fixed_batch or 0) for name, data in feeds.items()} if padded else feeds
+        fed = self._fed(feeds, count)
+        with self._failing():
+            results = self._session.run(names, fed)
+        arrays = [np.asarray(item) for item in results]
+        if self.fixed_batch is not None and count < self.fixed_batch:
+            arrays = [a[:count] if a.ndim and a.shape[0] == self.fixed_batch else a for a in arrays]
+        return dict(zip(names, arrays, strict=True))
+
+    def bound(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return a function that runs the model once on these arrays and comes back when that is done; for timing.
+
+        On a GPU the inputs are copied there once, here, and the outputs stay there: a run is the model's own work.
+
+        Raises:
+            BackendError: ONNX Runtime failed, now or in a run.
+        """
+        fed = self._fed(feeds, batch_of(feeds))
+        if _ON_DEVICE.isdisjoint(self.providers):
+
+            def plain() -> object:
+                with self._failing():
+                    return self._session.run(self.outputs, fed)
+
+            return plain
+        with self._failing():
+            binding = self._binding(fed)
+
+        def on_device() -> None:
+            with self._failing():
+                self._session.run_with_iobinding(binding)
+                # Kernels are only queued so far; the clock must not be read before they are done.
+                binding.synchronize_outputs()
+
+        return on_device
+
+    def _binding(self, fed: Mapping[str, np.ndarray]) -> Any:
+        """Bind arrays and outputs to the device; text and sequences exist on the host alone."""
+        onnxruntime = engine()
+        binding = self._session.io_binding()
+        for name, data in fed.items():
+            if data.dtype.kind in "OUST":
+                binding.bind_cpu_input(name, data)
+            else:
+                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(data, "cuda", 0))
+        for out in self._session.get_outputs():
+            numeric = out.type.startswith("tensor(") and out.type != "tensor(string)"
+            binding.bind_output(out.name, "cuda" if numeric else "cpu", 0)
+        binding.synchronize_inputs()
+        return binding
+
+    def _fed(self, feeds: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+        """Return what the model takes of a feed of ``count`` examples, padded to its fixed batch size."""
+        fed = {name: feeds[name] for name in self.inputs if name in feeds}
+        if self.fixed_batch is not None and count < self.fixed_batch:
+            return {name: _pad(data, count, self.fixed_batch) for name, data in fed.items()}
+        return fed
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into one sentence."""
         try:
-            results = self._session.run(names, {name: fed[name] for name in self.inputs if name in fed})
+            yield
         except runtime_errors() as error:
             raise BackendError(f"ONNX Runtime failed on {self.label}: {_reason(error)}") from error
         except MemoryError as error:
             raise BackendError(f"out of memory while running {self.label}; {_OOM_HINT}") from error
-        arrays = [np.asarray(item) for item in results]
-        if padded:
-            arrays = [a[:count] if a.ndim and a.shape[0] == self.fixed_batch else a for a in arrays]
-        return dict(zip(names, arrays, strict=True))
 
 
 def batch_of(feeds: Mapping[str, np.ndarray]) -> int:
@@ -115,11 +171,19 @@ def open_session(
     """
     probe = _with_taps(model, taps) if taps else model
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        try:
-            file = io.to_folder(probe, Path(folder), "model.onnx")
-        except OSError as error:
-            raise BackendError(f"a temporary copy of {label} cannot be written: {error.strerror}") from error
-        yield Session(file, settings, label)
+        yield Session(write_copy(probe, Path(folder), label), settings, label)
+
+
+def write_copy(model: ir.Model, folder: Path, label: str) -> Path:
+    """Write a model into a folder for a session to read, and return the file.
+
+    Raises:
+        BackendError: It cannot be written.
+    """
+    try:
+        return io.to_folder(model, folder, "model.onnx")
+    except OSError as error:
+        raise BackendError(f"a temporary copy of {label} cannot be written: {error.strerror}") from error
 
 
 def _with_taps(model: ir.Model, taps: Sequence[str]) -> ir.Model:
