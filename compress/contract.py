@@ -83,7 +83,11 @@ class StepResult:
 
 
 class Pass(Protocol):
-    """A rewrite of a model; concrete passes are frozen dataclasses whose fields are their options."""
+    """A rewrite of a model; concrete passes are frozen dataclasses whose fields are their options.
+
+    ``needs`` names what a pass cannot do without (calibration, labels, training); one that makes use of calibration
+    where there is some, and does without otherwise, has a class variable ``uses`` besides.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -108,6 +112,11 @@ class Plan:
     notes: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     curve: tuple[Mapping[str, Any], ...] = ()
+
+
+def takes_calibration(item: Pass) -> bool:
+    """Return whether a pass makes use of calibration examples."""
+    return "calibration" in item.needs | getattr(item, "uses", frozenset())
 
 
 @runtime_checkable

@@ -65,6 +65,7 @@ class Extract:
             _names(option_name, getattr(self, option_name))
         # What the part needs, the whole needs: the class itself knows of no recipe yet.
         object.__setattr__(self, "needs", frozenset().union(*(item.needs for item in self.recipe)))
+        object.__setattr__(self, "uses", frozenset().union(*(getattr(item, "uses", ()) for item in self.recipe)))
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Nothing: what the inner passes want is collected when their turn comes."""

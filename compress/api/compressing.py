@@ -15,7 +15,7 @@ from onnxprune.api.options import Gates, Options
 from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
 from onnxprune.api.searching import LOOKS, open_search, searches
 from onnxprune.budget import Target, parse_target
-from onnxprune.contract import Pass
+from onnxprune.contract import Pass, takes_calibration
 from onnxprune.data import DataLike
 from onnxprune.errors import DataError
 from onnxprune.evaluate.intervals import check_confidence
@@ -89,7 +89,7 @@ def compress(
     loaded = open_model(model, chosen)
     settings, notices = open_runtime(chosen)
     split = open_split(loaded, chosen, data, calib, eval, choosing=searches(items, targeted=bool(targets)))
-    calibration = split.calibration if any("calibration" in item.needs for item in items) else None
+    calibration = split.calibration if any(takes_calibration(item) for item in items) else None
     shapes = input_shapes(calibration or split.evaluation)
     if split.evaluation is None:
         raise DataError("there are no examples to evaluate on; give --data or --eval")

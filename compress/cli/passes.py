@@ -31,7 +31,8 @@ def _described(item: type) -> dict[str, object]:
         for spec in options_of(item)
     ]
     kind = {"name": item.name, "summary": item.summary, "lossless": item.lossless}  # type: ignore[attr-defined]  # a pass class
-    return {**kind, "needs": sorted(item.needs), "options": options}  # type: ignore[attr-defined]  # a pass class
+    wishes = {"needs": sorted(item.needs), "uses": sorted(getattr(item, "uses", ()))}  # type: ignore[attr-defined]  # a pass class
+    return {**kind, **wishes, "options": options}
 
 
 def _show_all(items: list[type]) -> None:

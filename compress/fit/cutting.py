@@ -15,6 +15,7 @@ from onnxprune.fit.knapsack import allocate
 from onnxprune.fit.links import find_links
 from onnxprune.fit.reconstruct import Fit, Reconstruction
 from onnxprune.fit.sizing import Sizing, tally_of
+from onnxprune.fit.support import teacher
 from onnxprune.fit.survey import Survey, survey
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
@@ -123,17 +124,8 @@ class Cutter:
         """Return the model to follow, and whether it differs from the given one before any cut."""
         if self.context.original is model or not self.fit.asymmetric:
             return self.base, False
-        source = prepare(self.context.original)
-        shapes = self._shapes(source)
-        produced = {str(value.name) for node in source.graph for value in node.outputs}
-        for link in find_links(self.analysis, self.shapes):
-            for value in (link.unit.out, link.unit.total):
-                if value is None:
-                    continue
-                name = str(value.name)
-                if name not in produced or shapes.get(name) != self.shapes.get(name):
-                    return self.base, False
-        return source, True
+        source = teacher(find_links(self.analysis, self.shapes), self.shapes, self.context)
+        return (self.base, False) if source is None else (source, True)
 
 
 def fastest_within(

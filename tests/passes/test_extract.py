@@ -70,10 +70,13 @@ def test_a_recipe_that_changes_nothing_gives_equal_outputs(
         ("extract(recipe=id(keep=0.3),inputs=r2)", "id(keep=0.3,only=fc1)"),
         ("extract(recipe=filters(keep=0.5),inputs=input;r2)", None),
         (
-            "extract(recipe=(surp(sparsity=0.4),id(keep=0.5,reconstruct=none)),outputs=r2)",
-            "surp(sparsity=0.4,only=conv*),id(keep=0.5,reconstruct=none,only=conv1)",
+            "extract(recipe=(surp(sparsity=0.4,values=original),id(keep=0.5,reconstruct=none)),outputs=r2)",
+            "surp(sparsity=0.4,values=original,only=conv*),id(keep=0.5,reconstruct=none,only=conv1)",
         ),
-        ("extract(recipe=surp(sparsity=0.7),inputs=c1,outputs=r3)", "surp(sparsity=0.7,only=conv2;fc1)"),
+        (
+            "extract(recipe=surp(sparsity=0.7,values=reconstruction),inputs=c1,outputs=r3)",
+            "surp(sparsity=0.7,values=reconstruction,only=conv2;fc1)",
+        ),
     ],
 )
 def test_a_part_is_treated_as_the_whole_would_be_there(

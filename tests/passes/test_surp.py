@@ -335,7 +335,7 @@ def test_constant_nodes_are_weights_too(apply: Any, net: Any) -> None:
 def test_numbers_are_ready_for_json(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
     _, step = apply(conv_net(0), "surp(sparsity=0.5)")
     assert json.loads(json.dumps(dict(step.result.numbers))) == step.result.numbers
-    assert set(step.result.numbers) == {"weights", "sparsity", "hits", "levels", "layers"}
+    assert set(step.result.numbers) == {"weights", "sparsity", "hits", "levels", "relative_l1", "layers"}
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_numbers_are_ready_for_json(conv_net: Callable[..., onnx.ModelProto], ap
         ({"decay": 1.0}, "a number in (0, 1)"),
         ({"decay": 0.0}, "a number in (0, 1)"),
         ({"patience": 0}, "a whole number in [1, 1000000]"),
-        ({"values": "exact"}, "reconstruction or original"),
+        ({"values": "exact"}, "refit or reconstruction or original"),
         ({"normalize": 1}, "true or false"),
     ],
 )

@@ -1,0 +1,151 @@
+"""Making zeros among single weights, at once or in stages, with a refit of what is left after each.
+
+Whoever decides which weights go is a function; masks are the zeros of the model that is handed on, so that the same
+driver serves with retraining in the place of the refit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contract import Context, StepResult
+from onnxprune.errors import OptionError
+from onnxprune.fit.reconstruct import Fit
+from onnxprune.fit.support import obstacle, refit_support
+from onnxprune.graph.cleanup import finish
+from onnxprune.graph.selection import Selection
+from onnxprune.graph.weights import Weights, stored, weights
+
+SCHEDULE = (
+    *(1 - 0.8**j for j in range(1, 11)),
+    *(0.92, 0.94, 0.96, 0.97, 0.98, 0.99, 0.992, 0.994, 0.996, 0.997, 0.998, 0.999),
+)
+"""Sparsities that Isik, Weissman and No (2022) go through."""
+_MOST = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: zeros are made up to ``sparsity``, None for the decider's own stop."""
+
+    sparsity: float | None
+    place: int
+    last: bool
+
+
+Decide = Callable[[Weights, Stage], Mapping[str, Any]]
+
+
+def stages(owner: str, goal: float | None, count: str) -> list[Stage]:
+    """Return the way to a sparsity.
+
+    Args:
+        owner: the pass, for messages.
+        goal: the sparsity; None for a decider's own stop, to which there is one stage.
+        count: ``N`` stages in each of which the same share of what is left goes; ``auto``: one per halving of what
+            is left; ``published``: those of :data:`SCHEDULE` below the goal, and the goal.
+
+    Raises:
+        OptionError: ``count`` is none of these.
+    """
+    if count not in ("auto", "published") and not (count.isdecimal() and 1 <= int(count) <= _MOST):
+        raise OptionError(
+            f"{owner}: stages={count} is not accepted; give a number from 1 to {_MOST}, auto or published"
+        )
+    if goal is None:
+        return [Stage(None, 0, True)]
+    if count == "published":
+        found = [*(share for share in SCHEDULE if share < goal - 1e-9), goal]
+    else:
+        steps = max(1, math.ceil(-math.log2(1 - goal) - 1e-9)) if count == "auto" else int(count)
+        found = [*(1 - (1 - goal) ** (place / steps) for place in range(1, steps)), goal]
+    return [Stage(share, place, place + 1 == len(found)) for place, share in enumerate(found)]
+
+
+def through(
+    model: ir.Model,
+    way: Sequence[Stage],
+    prune: Callable[[ir.Model, Stage], ir.Model],
+    repair: Callable[[ir.Model, Stage], ir.Model],
+) -> Iterator[tuple[Stage, ir.Model]]:
+    """Go through stages: prune, repair (refit or retrain; zeros must stay), and yield the model after each."""
+    for stage in way:
+        model = repair(prune(model, stage), stage)
+        yield stage, model
+
+
+@dataclass(frozen=True)
+class Zeroing:
+    """Who decides about zeros, on which weights, in which stages; ``fit`` refits after each, None does not."""
+
+    selection: Selection
+    way: Sequence[Stage]
+    decide: Decide
+    fit: Fit | None
+
+    def run(self, source: ir.Model, context: Context) -> StepResult:
+        """Return what comes of a model from :func:`graph.weights.opened`, which is not touched.
+
+        Raises:
+            ModelError: A weight holds NaN or infinity.
+            DataError: An activation does.
+        """
+        found = weights(source, self.selection)
+        if not found.count:
+            numbers: dict[str, Any] = {"weights": 0, "sparsity": found.sparsity, "layers": []}
+            return StepResult(finish(_clone(source)), found.skipped, numbers)
+        before = {str(value.name): int(np.count_nonzero(stored(value))) for value in found.values}
+        fit = self.fit
+        said: dict[str, Any] = {}
+        refits: list[dict[str, Any]] = []
+
+        def prune(model: ir.Model, stage: Stage) -> ir.Model:
+            work = _clone(model)
+            said.update(self.decide(weights(work, self.selection), stage))
+            return work
+
+        def repair(model: ir.Model, stage: Stage) -> ir.Model:
+            if fit is None:
+                return model
+            # Rounds that aim at what a ReLU lets through pay off at the end only.
+            work, rows = refit_support(model, source, context, fit if stage.last else replace(fit, rounds=0))
+            refits[:] = rows
+            return work
+
+        *_, (_, result) = through(source, self.way, prune, repair)
+        after = _again(found, result, self.selection)
+        counts = [before.get(str(value.name), stored(value).size) for value in after.values]
+        numbers = {
+            "weights": found.count,
+            "sparsity": after.sparsity,
+            **said,
+            "layers": after.rows(counts),
+            **({"refits": refits} if refits else {}),
+        }
+        return StepResult(finish(result) if fit is None else result, found.skipped, numbers)
+
+
+def usable(owner: str, fit: Fit, source: ir.Model, context: Context) -> tuple[Fit | None, tuple[str, ...]]:
+    """Return how to refit, or None where that cannot be, with a warning where there is data all the same."""
+    why = obstacle(source, context)
+    if why is None:
+        return fit, ()
+    return None, () if context.examples is None else (f"{owner}: the surviving weights were not refitted: {why}",)
+
+
+def _clone(model: ir.Model) -> ir.Model:
+    work = model.clone()
+    work.meta.update(model.meta)
+    return work
+
+
+def _again(found: Weights, model: ir.Model, selection: Selection) -> Weights:
+    """Return the same weights of a later model: those that became all zero too, and copies of shared ones."""
+    known = [model.graph.initializers[str(v.name)] for v in found.values if str(v.name) in model.graph.initializers]
+    return Weights(tuple(dict.fromkeys([*known, *weights(model, selection).values])), found.skipped)
