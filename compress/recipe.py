@@ -20,6 +20,7 @@ from onnxprune.errors import OptionError
 PASSES: dict[str, str] = {
     "surp": "onnxprune.passes.surp:Surp",
     "id": "onnxprune.passes.id:Id",
+    "magnitude": "onnxprune.passes.magnitude:Magnitude",
     "filters": "onnxprune.passes.filters:Filters",
     "fold_bn": "onnxprune.passes.fold_bn:FoldBn",
     "cleanup": "onnxprune.passes.cleanup:Cleanup",
@@ -203,18 +204,28 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
         takers = [
             options
             for name, options in steps
-            if target.name in {spec.name for spec in options_of(pass_class(name))} and not set(options) & set(SIZES)
+            if _takes(name, target) and not _deciders(pass_class(name)) & set(options)
         ]
         if not takers:
-            able = [name for name, _ in steps if target.name in {s.name for s in options_of(pass_class(name))}]
+            able = [name for name, _ in steps if _takes(name, target)]
             why = f"{', '.join(able)} names a size already" if able else "no pass of the recipe takes it"
             raise OptionError(f"--target {target.name}={target.value:g}: {why}; add a pass for it or drop the target")
         takers[-1][target.name] = target.value
 
 
+def _takes(name: str, target: Target) -> bool:
+    """Return whether a pass has this size; an option of that name which is no share is another thing."""
+    return any(spec.name == target.name and spec.kind is float for spec in options_of(pass_class(name)))
+
+
+def _deciders(item: Any) -> frozenset[str]:
+    """Return the options that say how far a pass goes: sizes, and the ones of its class variable ``stops``."""
+    return frozenset(SIZES) | getattr(item, "stops", frozenset())
+
+
 def bare(item: Pass) -> bool:
-    """Tell whether a pass takes a size and names none."""
-    return hasattr(item, "default_size") and not any(getattr(item, name, None) is not None for name in SIZES)
+    """Tell whether a pass takes a size and nothing says how far it goes."""
+    return hasattr(item, "default_size") and not any(getattr(item, name, None) is not None for name in _deciders(item))
 
 
 def sized(item: Pass, value: float) -> Pass:
@@ -235,7 +246,7 @@ def options(item: Pass) -> dict[str, Any]:
         if value != spec.default
     }
     default = getattr(item, "default_size", None)
-    if default is not None and not set(given) & set(SIZES):
+    if default is not None and not _deciders(item) & set(given):
         return {default[0]: default[1], **given}
     return given
 

@@ -41,26 +41,11 @@ class Surp:
         high=1.0,
         below=True,
     )
-    bits: int | None = option(None, int, "stop at so many coded bits", low=0)
-    bytes: int | None = option(None, int, "stop at so many coded bytes", low=0)
-    hits: int | None = option(None, int, "stop after so many announcements", low=0)
-    relative_l1: float | None = option(
-        None, float, "stop when the error's L1 norm is this share of the weights'", low=0.0, high=1.0
-    )
-    mode: str = option(
-        "level",
-        str,
-        "thresholds that stay within a level (the form that is coded), or the paper's, which decay with every hit",
-        choices=("level", "sequential"),
-    )
     values: str = option(
         "refit",
         str,
         "surviving weights: refitted to calibration data, the code's own values, or the original ones",
         choices=("refit", "reconstruction", "original"),
-    )
-    stages: str = option(
-        "auto", str, "refits on the way to the sparsity: a number, auto (one per halving), or published (their list)"
     )
     alpha: float | None = option(
         None,
@@ -73,11 +58,26 @@ class Surp:
     decay: float = option(0.9, float, "factor on alpha", low=0.0, above=True, high=1.0, below=True)
     patience: int = option(20, int, "levels between two decays of alpha", low=1, high=1_000_000)
     normalize: bool = option(True, bool, "divide every tensor by its L2 norm before pooling")
+    only: str | None = option(None, str, "treat only these nodes: names, globs, re:..., parted by ;")
+    ignore: str | None = option(None, str, "never treat these nodes: names, globs, re:..., parted by ;")
+    mode: str = option(
+        "level",
+        str,
+        "thresholds that stay within a level (the form that is coded), or the paper's, which decay with every hit",
+        choices=("level", "sequential"),
+    )
+    stages: str = option(
+        "auto", str, "refits on the way to the sparsity: a number, auto (one per halving), or published (their list)"
+    )
+    bits: int | None = option(None, int, "stop at so many coded bits", low=0)
+    bytes: int | None = option(None, int, "stop at so many coded bytes", low=0)
+    hits: int | None = option(None, int, "stop after so many announcements", low=0)
+    relative_l1: float | None = option(
+        None, float, "stop when the error's L1 norm is this share of the weights'", low=0.0, high=1.0
+    )
     seed: int | None = option(None, int, "of the order of announcements; default: the run's", low=0, high=2**63)
     ridge: float = option(1e-4, float, "refit: ridge over the mean diagonal of second moments", low=0.0, high=1.0)
     rectify: int = option(3, int, "refit: rounds that aim at what a following ReLU lets through", low=0, high=20)
-    only: str | None = option(None, str, "treat only these nodes: names, globs, re:..., parted by ;")
-    ignore: str | None = option(None, str, "never treat these nodes: names, globs, re:..., parted by ;")
 
     name: ClassVar[str] = "surp"
     summary: ClassVar[str] = "information-theoretic pruning of single weights (SuRP), refitted where there is data"
@@ -85,6 +85,7 @@ class Surp:
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset({"calibration"})
     default_size: ClassVar[tuple[str, float]] = ("sparsity", 0.5)
+    stops: ClassVar[frozenset[str]] = frozenset(_STOPS)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -44,9 +44,10 @@ def _show_all(items: list[type]) -> None:
         table.add_column(column, overflow="fold")
     for item in items:
         described = _described(item)
-        needs = described["needs"]
-        assert isinstance(needs, list)
-        table.add_row(str(described["name"]), str(described["summary"]), ", ".join(needs) or "-")
+        needs, uses = described["needs"], described["uses"]
+        assert isinstance(needs, list) and isinstance(uses, list)
+        wishes = [*needs, *(f"{use}, if any" for use in uses if use not in needs)]
+        table.add_row(str(described["name"]), str(described["summary"]), ", ".join(wishes) or "-")
     Console().print(table)
 
 

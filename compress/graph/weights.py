@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import constants, origins
+from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.cleanup import name_nodes
 from onnxprune.graph.selection import Selection
 
@@ -109,6 +110,19 @@ def size_of(value: ir.Value) -> int:
     tensor = value.const_value
     assert tensor is not None
     return int(tensor.size)
+
+
+def input_axis(value: ir.Value) -> int:
+    """Return the axis of a weight along which a product's inputs lie: of Conv the input channels."""
+    use = next(iter(value.uses()))
+    if use.node.op_type == "ConvTranspose":
+        return 0
+    if use.node.op_type == "Conv":
+        return 1
+    turned = use.node.op_type == "Gemm" and bool(int_attribute(use.node, "transB" if use.idx else "transA", 0))
+    last = stored(value).ndim - 1
+    # On the right the inputs are rows, on the left columns; transposition turns that round.
+    return last if turned == bool(use.idx) else last - 1
 
 
 def store(value: ir.Value, new: np.ndarray) -> None:
