@@ -22,7 +22,7 @@ ROWS = {
     "surp, the code's values": "surp(sparsity={size},values=reconstruction)",
     "surp, original values": "surp(sparsity={size},values=original)",
     "surp, refit once": "surp(sparsity={size},stages=1)",
-    "surp, refit per halving (default)": "surp(sparsity={size})",
+    "surp, refit (default)": "surp(sparsity={size})",
     "surp, refit in 8 stages": "surp(sparsity={size},stages=8)",
     "magnitude": "magnitude(sparsity={size},scope=global,values=original)",
     "magnitude over norms": "magnitude(sparsity={size},values=original)",

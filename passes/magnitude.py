@@ -58,7 +58,9 @@ class Magnitude:
         choices=("refit", "original"),
     )
     stages: str = option(
-        "auto", str, "refits on the way to the sparsity: a number, auto (one per halving), or published (SuRP's list)"
+        "auto",
+        str,
+        "refits on the way to the sparsity: a number, or auto (a fifth of what is left at a time, as SuRP's authors)",
     )
     ridge: float = option(1e-4, float, "refit: ridge over the mean diagonal of second moments", low=0.0, high=1.0)
     rectify: int = option(3, int, "refit: rounds that aim at what a following ReLU lets through", low=0, high=20)
@@ -110,9 +112,9 @@ class Magnitude:
         return self._run(opened(model), context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a sparsity; the weights are read once."""
-        source = opened(model)
-        return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context)
+        """Return what :meth:`apply` gives for a sparsity; stages on the way are shared."""
+        source, made = opened(model), dict[float, ir.Model]()
+        return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context, made)
 
     @property
     def _selection(self) -> Selection:
@@ -124,13 +126,13 @@ class Magnitude:
         ruled = any(rule is not None for rule in (self.threshold, self.std, self.nm))
         return None if ruled else self.default_size[1] if self.sparsity is None else self.sparsity
 
-    def _run(self, source: ir.Model, context: Context) -> StepResult:
+    def _run(self, source: ir.Model, context: Context, made: dict[float, ir.Model] | None = None) -> StepResult:
         fit: Fit | None = None
         said: tuple[str, ...] = ()
         if self.values == "refit" and self.sparsity != 0.0:
             fit, said = usable(self.name, Fit(ridge=self.ridge, rounds=self.rectify), source, context)
         way = stages(self.name, self._wanted, self.stages if fit else "1")
-        result = Zeroing(self._selection, way, self._decide, fit).run(source, context)
+        result = Zeroing(self._selection, way, self._decide, fit).run(source, context, made)
         if not result.numbers["weights"] or not self.sparsity:
             return replace(result, warnings=said)
         reached = {"sparsity": (self.sparsity, float(result.numbers["sparsity"]))}

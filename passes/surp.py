@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -67,7 +67,9 @@ class Surp:
         choices=("level", "sequential"),
     )
     stages: str = option(
-        "auto", str, "refits on the way to the sparsity: a number, auto (one per halving), or published (their list)"
+        "auto",
+        str,
+        "refits on the way to the sparsity: a number, or auto (a fifth of what is left at a time, as SuRP's authors)",
     )
     bits: int | None = option(None, int, "stop at so many coded bits", low=0)
     bytes: int | None = option(None, int, "stop at so many coded bytes", low=0)
@@ -121,9 +123,9 @@ class Surp:
         return self._run(opened(model), context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a sparsity; the weights are read once."""
-        source = opened(model)
-        return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context)
+        """Return what :meth:`apply` gives for a sparsity; stages on the way are shared."""
+        source, made = opened(model), dict[float, ir.Model]()
+        return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context, made)
 
     def norm(self, value: ir.Value) -> float:
         """Return what a tensor is divided by before pooling."""
@@ -147,7 +149,7 @@ class Surp:
         """The sparsity that is asked for, None where other stops alone decide."""
         return self.default_size[1] if self.sparsity is None and not self._stops else self.sparsity
 
-    def _run(self, source: ir.Model, context: Context) -> StepResult:
+    def _run(self, source: ir.Model, context: Context, made: dict[float, ir.Model] | None = None) -> StepResult:
         fit: Fit | None = None
         said: tuple[str, ...] = ()
         if self.values == "refit" and self.sparsity != 0.0:
@@ -155,7 +157,7 @@ class Surp:
         # Other stops are of one code: there are no stages on the way to them.
         way = stages(self.name, None if self._stops else self._wanted, self.stages if fit else "1")
         coder = _Coder(self, context.seed if self.seed is None else self.seed, self._values(fit))
-        result = Zeroing(self._selection, way, coder, fit).run(source, context)
+        result = Zeroing(self._selection, way, coder, fit).run(source, context, made)
         if not result.numbers["weights"] or not self._wanted:
             return replace(result, warnings=said)
         got = float(result.numbers["sparsity"])
@@ -190,9 +192,7 @@ class _Coder:
         stop = Stop(nonzeros=None if zeros is None else count - zeros, **given)
         law = Law(alpha=options.alpha, decay=options.decay, patience=options.patience, seed=self.seed)
         norms = [options.norm(value) for value in found.values]
-        pooled = np.concatenate(
-            [np.abs(stored(v).astype(np.float64)).ravel() / norm for v, norm in zip(found.values, norms, strict=True)]
-        )
+        pooled = _pooled(found, norms)
         masked = stage.place > 0
         if options.mode == "sequential":
             announced = announce(pooled, stop, law, masked=masked)
@@ -215,6 +215,19 @@ class _Coder:
             begin += weight.size
             own = self.values == "original"
             store(value, np.where(magnitude > 0.0, weight if own else np.sign(weight) * magnitude * norm, 0.0))
+
+
+def _pooled(found: Weights, norms: Sequence[float]) -> np.ndarray:
+    """Return the magnitudes of all weights, float64 [weights], each tensor over its norm."""
+    pooled, begin = np.empty(found.count), 0
+    for value, norm in zip(found.values, norms, strict=True):
+        weight = stored(value)
+        part = pooled[begin : begin + weight.size]
+        part[:] = weight.ravel()
+        np.abs(part, out=part)
+        part /= norm
+        begin += weight.size
+    return pooled
 
 
 def _too_sparse(wanted: float, got: float) -> str:

@@ -6,7 +6,6 @@ driver serves with retraining in the place of the refit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,12 @@ SCHEDULE = (
 )
 """Sparsities that Isik, Weissman and No (2022) go through."""
 _MOST = 100
+# A stage that leaves less than this many times what the goal leaves is not worth a refit of its own.
+_NEAR = 1.1
+# Rows of a least-squares problem on the way, where the next stage changes the weights again.
+_ROWS = 15_000
+# Models on the way are kept for further runs while they take no more bytes than this together.
+_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,22 +53,20 @@ def stages(owner: str, goal: float | None, count: str) -> list[Stage]:
     Args:
         owner: the pass, for messages.
         goal: the sparsity; None for a decider's own stop, to which there is one stage.
-        count: ``N`` stages in each of which the same share of what is left goes; ``auto``: one per halving of what
-            is left; ``published``: those of :data:`SCHEDULE` below the goal, and the goal.
+        count: ``auto`` for the stages of :data:`SCHEDULE` below the goal, and the goal; or ``N`` stages in each of
+            which the same share of what is left goes.
 
     Raises:
         OptionError: ``count`` is none of these.
     """
-    if count not in ("auto", "published") and not (count.isdecimal() and 1 <= int(count) <= _MOST):
-        raise OptionError(
-            f"{owner}: stages={count} is not accepted; give a number from 1 to {_MOST}, auto or published"
-        )
+    if count != "auto" and not (count.isdecimal() and 1 <= int(count) <= _MOST):
+        raise OptionError(f"{owner}: stages={count} is not accepted; give a number from 1 to {_MOST}, or auto")
     if goal is None:
         return [Stage(None, 0, True)]
-    if count == "published":
-        found = [*(share for share in SCHEDULE if share < goal - 1e-9), goal]
+    if count == "auto":
+        found = [*(share for share in SCHEDULE if 1 - share > (1 - goal) * _NEAR), goal]
     else:
-        steps = max(1, math.ceil(-math.log2(1 - goal) - 1e-9)) if count == "auto" else int(count)
+        steps = int(count)
         found = [*(1 - (1 - goal) ** (place / steps) for place in range(1, steps)), goal]
     return [Stage(share, place, place + 1 == len(found)) for place, share in enumerate(found)]
 
@@ -89,8 +92,10 @@ class Zeroing:
     decide: Decide
     fit: Fit | None
 
-    def run(self, source: ir.Model, context: Context) -> StepResult:
+    def run(self, source: ir.Model, context: Context, made: dict[float, ir.Model] | None = None) -> StepResult:
         """Return what comes of a model from :func:`graph.weights.opened`, which is not touched.
+
+        ``made`` holds models on the way by their sparsity, for runs to other goals by the same rule and stages.
 
         Raises:
             ModelError: A weight holds NaN or infinity.
@@ -114,11 +119,18 @@ class Zeroing:
             if fit is None:
                 return model
             # Rounds that aim at what a ReLU lets through pay off at the end only.
-            work, rows = refit_support(model, source, context, fit if stage.last else replace(fit, rounds=0))
+            how = fit if stage.last else replace(fit, rounds=0, rows=min(fit.rows, _ROWS))
+            work, rows = refit_support(model, source, context, how)
             refits[:] = rows
             return work
 
-        *_, (_, result) = through(source, self.way, prune, repair)
+        known = {} if made is None or _bytes(found) * len(SCHEDULE) > _ROOM else made
+        way, begin = list(self.way), source
+        while fit is not None and not way[0].last and way[0].sparsity in known:
+            begin = known[way.pop(0).sparsity or 0.0]
+        for stage, result in through(begin, way, prune, repair):
+            if fit is not None and not stage.last and stage.sparsity is not None:
+                known[stage.sparsity] = result
         after = _again(found, result, self.selection)
         counts = [before.get(str(value.name), stored(value).size) for value in after.values]
         numbers = {
@@ -137,6 +149,10 @@ def usable(owner: str, fit: Fit, source: ir.Model, context: Context) -> tuple[Fi
     if why is None:
         return fit, ()
     return None, () if context.examples is None else (f"{owner}: the surviving weights were not refitted: {why}",)
+
+
+def _bytes(found: Weights) -> int:
+    return sum(stored(value).nbytes for value in found.values)
 
 
 def _clone(model: ir.Model) -> ir.Model:

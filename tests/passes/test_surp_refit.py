@@ -58,17 +58,39 @@ def test_stages_nest_and_reach_the_sparsity(conv_net: Net, apply: Any, weights: 
 
 
 def test_the_way_to_a_sparsity() -> None:
-    assert [s.sparsity for s in stages("surp", 0.75, "auto")] == [0.5, 0.75]
-    assert [s.sparsity for s in stages("surp", 0.5, "auto")] == [0.5]
-    assert [s.sparsity for s in stages("surp", 0.0, "auto")] == [0.0]
-    published = stages("surp", 0.5, "published")
-    assert [round(s.sparsity or 0, 4) for s in published] == [0.2, 0.36, 0.488, 0.5]
-    assert [s.last for s in published] == [False, False, False, True]
+    def way(goal: float | None, count: str) -> list[float]:
+        return [round(stage.sparsity or 0.0, 4) for stage in stages("surp", goal, count)]
+
+    assert way(0.5, "auto") == [0.2, 0.36, 0.5]
+    assert way(0.48, "auto") == [0.2, 0.36, 0.48]
+    assert way(0.1, "auto") == [0.1]
+    assert way(0.0, "auto") == [0.0]
+    assert way(0.75, "2") == [0.5, 0.75]
+    assert way(None, "7") == [0.0]
+    assert [stage.last for stage in stages("surp", 0.5, "auto")] == [False, False, True]
     assert round(SCHEDULE[9], 3) == 0.893
-    assert [s.sparsity for s in stages("surp", None, "7")] == [None]
     for wrong in ("0", "101", "-1", "many", "1.5"):
-        with pytest.raises(OptionError, match=r"surp: stages=.* is not accepted; give a number from 1 to 100, auto or published"):
+        with pytest.raises(OptionError, match=r"surp: stages=.* is not accepted; give a number from 1 to 100, or auto"):
             stages("surp", 0.5, wrong)
+
+
+def test_trials_share_their_stages(conv_net: Net, weights: Any) -> None:
+    import onnx_ir as ir
+
+    from onnxprune.contract import Context
+    from onnxprune.data import open_data
+    from onnxprune.graph.cost import measure
+    from onnxprune.runtime.session import input_specs
+
+    model = ir.serde.deserialize_model(conv_net(0))
+    shapes = {"input": (1, 1, 12, 12)}
+    examples = open_data({"input": IMAGES}, input_specs(model))
+    context = Context(model, measure(model, shapes), shapes, 0, examples=examples)
+    attempt = Surp().prepared(model, context)
+    for sparsity in (0.8, 0.5, 0.7):
+        one, other = attempt(sparsity), Surp(sparsity=sparsity).apply(model, context)
+        assert all(np.array_equal(weights(one.model)[n], weights(other.model)[n]) for n in weights(other.model))
+        assert one.numbers == other.numbers
 
 
 def test_without_data_the_codes_own_values_stay(conv_net: Net, apply: Any, weights: Any) -> None:
