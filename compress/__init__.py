@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.api import compare as compare
     from onnxprune.api import compress as compress
+    from onnxprune.api import decode as decode
+    from onnxprune.api import encode as encode
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare", "compress"]
+__all__ = ["__version__", "compare", "compress", "decode", "encode"]
 
-_WHERE = {"compress": "onnxprune.api", "compare": "onnxprune.api"}
+_WHERE = dict.fromkeys(("compare", "compress", "decode", "encode"), "onnxprune.api")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,33 @@
-"""The Python face: compress a model, compare two, evaluate one, time several; the command line parses and prints."""
+"""The Python face: compress, code, compare, evaluate, time models; the command line parses and prints."""
 
 from __future__ import annotations
 
 from onnxprune.api.benching import bench
+from onnxprune.api.coding import DecodeResult, EncodeResult, decode, encode
 from onnxprune.api.comparing import Evaluation, compare, evaluate
 from onnxprune.api.compressing import Result, compress
 from onnxprune.api.options import Gates, Options
+from onnxprune.api.receiving import Stream, open_stream
+from onnxprune.api.sizing import size_table
 from onnxprune.report.bench import BenchResult
+from onnxprune.report.sizes import SizeTable
 
-__all__ = ["BenchResult", "Evaluation", "Gates", "Options", "Result", "bench", "compare", "compress", "evaluate"]
+__all__ = [
+    "BenchResult",
+    "DecodeResult",
+    "EncodeResult",
+    "Evaluation",
+    "Gates",
+    "Options",
+    "Result",
+    "SizeTable",
+    "Stream",
+    "bench",
+    "compare",
+    "compress",
+    "decode",
+    "encode",
+    "evaluate",
+    "open_stream",
+    "size_table",
+]

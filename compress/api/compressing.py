@@ -20,9 +20,10 @@ from onnxprune.data import DataLike
 from onnxprune.errors import DataError
 from onnxprune.evaluate.intervals import check_confidence
 from onnxprune.evaluate.streaming import judge
-from onnxprune.graph import io
+from onnxprune.graph import io, sparse
 from onnxprune.graph.cost import measure
 from onnxprune.report import report as schema
+from onnxprune.report.figures import amount
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +44,28 @@ class Result:
 
         return to_gs(self.model)
 
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Result:
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, sparse_storage: bool = False) -> Result:
         """Write the model (checked, then renamed into place); return a result whose report names the file.
+
+        With ``sparse_storage``, weights that take fewer bytes so are kept as sparse initialisers.
 
         Raises:
             OptionError: ``path`` exists already (without ``force``) or cannot be written to.
             BackendError: Writing failed; nothing is left behind.
         """
         out = io.check_output(path, source=self.report.source.path, force=force)
-        facts = io.save(self.model, out)
-        return replace(self, report=replace(self.report, result=schema.Result(facts.path, facts.sha256, facts.bytes)))
+        facts = io.save(self.model, out, sparse_storage=sparse_storage)
+        report = replace(self.report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
+        if sparse_storage:
+            report = replace(report, warnings=(*report.warnings, _stored_sparse(self.model)))
+        return replace(self, report=report)
+
+
+def _stored_sparse(model: ir.Model) -> str:
+    count = len(sparse.smaller(model))
+    if not count:
+        return "no weight is stored sparse: with places in int64, none would take fewer bytes"
+    return f"{amount(count, 'weight tensor')} stored sparse: a smaller file, not a faster model"
 
 
 def compress(

@@ -25,6 +25,8 @@ VERBS: dict[str, str] = {
     "plan": "what a recipe would touch, what not and why, before any work",
     "compare": "judge one model against another on the same examples",
     "evaluate": "accuracy, loss, per-class accuracy and latency of one model",
+    "encode": "a whole model as one .surp file, in a code whose every prefix is a model",
+    "decode": "a model out of a .surp file, or out of its begin",
     "bench": "latency of models side by side, with intervals, and what it means",
     "inspect": "layers, parameters, FLOPs and channel spaces of a model",
     "passes": "list the passes, or the options of one",

@@ -61,6 +61,9 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
 @gate_options
 @click.option("--force", is_flag=True, help="overwrite an existing --out")
 @click.option("--keep-failed", is_flag=True, help="write --out even when a target or gate was not met")
+@click.option(
+    "--sparse-storage", is_flag=True, help="keep weights with many zeros as sparse initialisers: smaller, not faster"
+)
 @run_options
 @click.pass_context
 def command(
@@ -81,6 +84,7 @@ def command(
     as_json: bool,
     force: bool,
     keep_failed: bool,
+    sparse_storage: bool,
     **run: object,
 ) -> None:
     """Run RECIPE (pass names with options, or a YAML file) on a model and judge the result.
@@ -104,7 +108,7 @@ def command(
     )
     written = result.met or keep_failed
     if written:
-        result = result.save(out, force=force)
+        result = result.save(out, force=force, sparse_storage=sparse_storage)
     write_reports(result.report, reports)
     show_report(result.report, as_json=as_json)
     click.echo(f"wrote {out}" if written else f"nothing was written to {out}: a target or gate was not met", err=True)

@@ -20,7 +20,7 @@ from onnxprune.codec.law import Law, Stop
 from onnxprune.codec.stream import Encoded, encode
 from onnxprune.errors import CodecError
 
-__all__ = ["Coded", "Header", "Model", "code", "decode", "read_header", "weights_of", "write"]
+__all__ = ["Coded", "Header", "Model", "code", "decode", "read_header", "read_sections", "weights_of", "write"]
 
 _LEVEL = 10
 _WINDOW = 1 << 31
@@ -79,9 +79,9 @@ def code(
         norm = _norm(name, wide) if normalize else 1.0
         described.append(Tensor(name, tuple(array.shape), array.dtype.name, norm))
         parts.append(wide / norm)
-    pooled = np.concatenate(parts)
-    del parts
-    return Coded(tuple(described), encode(pooled, law, stop, masked=masked), masked)
+    # Handed over without a name: the encoder lets go of them as soon as it has them in its own order.
+    stream = encode(np.concatenate([parts.pop(0) for _ in range(len(parts))]), law, stop, masked=masked)
+    return Coded(tuple(described), stream, masked)
 
 
 def _norm(name: str, weights: np.ndarray) -> float:
@@ -162,10 +162,7 @@ def decode(file: BinaryIO, stop: Stop | None = None, *, strict: bool = False, fi
         CodecError: Not a .surp file, a newer version, cut off before the body, or corrupt, with the place.
     """
     header = read_header(file)
-    skeleton = _unpacked(file, header.skeleton, "the skeleton")
-    halves = b"" if header.values is None else _unpacked(file, header.values, "the list of values")
-    if header.values is not None and len(halves) != 2 * header.nonzeros:
-        raise CodecError("the .surp file is corrupt: it has not one value per non-zero weight")
+    skeleton, stored = read_sections(file, header)
     decoder = StreamDecoder(header.shape, header.body, stop, origin=header.body_begin)
     while not decoder.done and (piece := file.read(BLOCK)):
         decoder.feed(piece)
@@ -175,9 +172,24 @@ def decode(file: BinaryIO, stop: Stop | None = None, *, strict: bool = False, fi
         raise CodecError(
             f"the .surp file is cut off: {decoder.received:,} of {header.body:,} bytes of its body are there"
         )
-    use = header.values is not None and (state.hits == header.shape.hits if fitted is None else fitted)
-    values = np.frombuffer(halves, dtype="<f2") if use else None
+    use = stored is not None and (state.hits == header.shape.hits if fitted is None else fitted)
+    values = stored if use else None
     return Model(header, skeleton, weights_of(header.tensors, state, values), state, use)
+
+
+def read_sections(file: BinaryIO, header: Header) -> tuple[bytes, np.ndarray | None]:
+    """Return the skeleton and the stored values, float16 in the order of first hits; the file is left at its body.
+
+    Raises:
+        CodecError: The file is cut off before the body, or one of the two is damaged.
+    """
+    skeleton = _unpacked(file, header.skeleton, "the skeleton")
+    if header.values is None:
+        return skeleton, None
+    halves = _unpacked(file, header.values, "the list of values")
+    if len(halves) != 2 * header.nonzeros:
+        raise CodecError("the .surp file is corrupt: it has not one value per non-zero weight")
+    return skeleton, np.frombuffer(halves, dtype="<f2")
 
 
 def weights_of(tensors: tuple[Tensor, ...], state: Decoded, values: np.ndarray | None = None) -> dict[str, np.ndarray]:

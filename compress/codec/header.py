@@ -22,7 +22,7 @@ TYPES = ("float16", "bfloat16", "float32", "float64")
 _PRELUDE = struct.Struct("<8sHHII")
 """Magic, version, zero, length of the record, CRC32 of the record."""
 
-_LONGEST_RECORD = 1 << 28
+LONGEST_RECORD = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def read_header(file: BinaryIO) -> Header:
     _, version, reserved, length, crc = _PRELUDE.unpack(prelude)
     if version > VERSION:
         raise CodecError(f"the .surp file is of version {version}; this program reads versions up to {VERSION}")
-    if version < 1 or reserved or length > _LONGEST_RECORD:
+    if version < 1 or reserved or length > LONGEST_RECORD:
         raise CodecError("the .surp file's header is corrupt")
     text = file.read(length)
     if len(text) < length:

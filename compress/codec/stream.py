@@ -89,7 +89,8 @@ def encode(weights: np.ndarray, law: Law, stop: Stop | None = None, *, masked: b
         raise OptionError(f"alpha={law.alpha} is too small to be coded; give {_SMALLEST_ALPHA} or more")
     total = checked(np.abs(weights))
     order = scan_order(len(weights), law.seed).astype(np.uint32)
-    scanned = weights[order]
+    count, scanned = len(weights), weights[order]
+    del weights
     negative = np.signbit(scanned)
     magnitudes = np.abs(scanned, out=scanned)
     refiner = Refiner(magnitudes, law, masked=masked, total=total, scanned=True)
@@ -104,7 +105,7 @@ def encode(weights: np.ndarray, law: Law, stop: Stop | None = None, *, masked: b
         error = ledger.relative_l1(writer.hits - before)
         if writer.full:
             break
-    shape = Shape(len(weights), ledger.count, total, replace(law, alpha=alpha), writer.hits, wanted)
+    shape = Shape(count, ledger.count, total, replace(law, alpha=alpha), writer.hits, wanted)
     support = order[np.concatenate([np.zeros(0, dtype=np.uint32), *writer.support])]
     return Encoded(shape, tuple(writer.blocks.finish()), support, error)
 

@@ -135,20 +135,25 @@ def decide_all(
     return Decided(examples, np.concatenate(found), name, classes, fingerprint)
 
 
-def count_kept(decided: Decided, model: ir.Model, settings: Settings) -> int:
-    """Return on how many examples a model decides as was decided; scores with NaN decide nothing.
+def decisions(decided: Decided, model: ir.Model, settings: Settings) -> Rows:
+    """Return what a model decides on the same examples, read off the same output; scores with NaN decide nothing.
 
     Raises:
         ModelError: The output has another shape.
         BackendError: ONNX Runtime failed.
     """
-    kept = 0
+    found = []
     with open_session(model, settings, label="the compressed model") as session:
         for batch in decided.examples.batches(batch_for(session, settings)):
             scores = session.run(batch.arrays, [decided.output])[decided.output]
             check_scores("compressed model", decided.output, scores, len(batch.rows), decided.classes)
-            kept += int((decide(scores.astype(np.float64)) == decided.rows[batch.rows]).sum())
-    return kept
+            found.append(decide(scores.astype(np.float64)))
+    return np.concatenate(found)
+
+
+def count_kept(decided: Decided, model: ir.Model, settings: Settings) -> int:
+    """Return on how many examples a model decides as was decided; raises what :func:`decisions` raises."""
+    return int((decisions(decided, model, settings) == decided.rows).sum())
 
 
 def fingerprint_of(examples: Examples, size: int = 64) -> Fingerprint:

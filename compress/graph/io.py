@@ -7,6 +7,7 @@ model's folder before anything reads them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -120,6 +122,21 @@ def to_folder(model: ir.Model, folder: Path, name: str) -> Path:
     return file
 
 
+def _store_sparse(model: ir.Model, file: Path) -> None:
+    """Write a model in the place of its dense form, which passed the full check: that knows no sparse initialisers."""
+    arrays = sparse.smaller(model)
+    if not arrays:
+        return
+    _data_file(file).unlink(missing_ok=True)
+    to_folder(sparse.hollowed(model, arrays), file.parent, file.name)
+    proto = onnx.load(file, load_external_data=False)
+    sparse.sparsify(proto, arrays)
+    file.write_bytes(proto.SerializeToString(deterministic=True))
+    if not external.files(proto, file):
+        _data_file(file).unlink(missing_ok=True)
+    _check_file(file, full=False)
+
+
 def _needs_external(model: ir.Model) -> bool:
     tensors = [tensor for value in _initializers(model) if (tensor := value.const_value) is not None]
     if model.meta.get(EXTERNAL) or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
@@ -158,10 +175,12 @@ def _check_file(file: Path, *, full: bool) -> None:
         raise BackendError(f"the rewritten model fails onnx.checker: {first_line(error)}") from error
 
 
-def save(model: ir.Model, path: str | os.PathLike[str]) -> FileFacts:
+def save(model: ir.Model, path: str | os.PathLike[str], *, sparse_storage: bool = False) -> FileFacts:
     """Write ``model`` beside ``path``, check it there, and rename it into place.
 
-    On any failure, an interruption included, nothing is left behind and an older file stays as it was.
+    On any failure, an interruption included, nothing is left behind and an older file stays as it was. With
+    ``sparse_storage``, weights that take fewer bytes so are written as sparse initialisers; runtimes make them dense
+    when they load.
 
     Raises:
         BackendError: The disk is full or the file cannot be written or checked.
@@ -174,12 +193,38 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> FileFacts:
     try:
         file = to_folder(model, folder, out.name)
         _check_file(file, full=bool(model.meta.get(FULL_CHECK, True)))
+        if sparse_storage:
+            _store_sparse(model, file)
         _move(file, out)
     except OSError as error:
         raise BackendError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return facts(out)
+
+
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file of any kind for writing, and rename it into place when the block ends well.
+
+    On any failure, an interruption included, nothing is left behind and an older file stays as it was.
+
+    Raises:
+        BackendError: The file cannot be written.
+    """
+    out = Path(path)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".onnxprune-", dir=out.parent))
+    except OSError as error:
+        raise BackendError(f"'{out}' cannot be written: {error.strerror}") from error
+    try:
+        with (folder / out.name).open("wb") as file:
+            yield file
+        (folder / out.name).replace(out)
+    except OSError as error:
+        raise BackendError(f"'{out}' cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move(file: Path, out: Path) -> None:

@@ -35,7 +35,7 @@ def markdown(report: Report) -> str:
         *remarks(report),
         *_models(report),
         "## Cost",
-        _table(cost_grid(report)),
+        grid_text(cost_grid(report)),
         *_gates(report),
         *_decisions(report),
         *_outputs(report),
@@ -50,21 +50,21 @@ def markdown(report: Report) -> str:
 
 def _models(report: Report) -> Iterator[str]:
     source = report.source
-    lines = [f"- source: {_code(source.path)}, opset {source.opset}, sha256 {source.sha256}"]
+    lines = [f"- source: {code_text(source.path)}, opset {source.opset}, sha256 {source.sha256}"]
     if report.result is None:
         lines.append("- result: no model was written")
     else:
         written = f"{number(report.result.bytes)} bytes, sha256 {report.result.sha256}"
-        lines.append(f"- result: {_code(report.result.path)}, {written}")
+        lines.append(f"- result: {code_text(report.result.path)}, {written}")
     if report.recipe is not None:
-        lines.append(f"- recipe: {_code(report.recipe)}")
+        lines.append(f"- recipe: {code_text(report.recipe)}")
     yield "\n".join(lines)
 
 
 def _gates(report: Report) -> Iterator[str]:
     if report.gates:
         yield "## Gates"
-        yield _table(gate_grid(report))
+        yield grid_text(gate_grid(report))
         yield "\n".join(f"- {_text(gate.message)}" for gate in report.gates)
 
 
@@ -73,25 +73,25 @@ def _decisions(report: Report) -> Iterator[str]:
     if agreement is None:
         return
     yield "## Decisions"
-    yield _table(agreement_grid(agreement))
+    yield grid_text(agreement_grid(agreement))
     yield _text(" ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
     if agreement.flips.confusion:
-        yield _table(confusion_grid(agreement))
+        yield grid_text(confusion_grid(agreement))
     if accuracy is not None:
         yield "## Accuracy"
-        yield _table(accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
+        yield grid_text(accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
     yield "## Classes"
     if len(agreement.per_class) > WORST_CLASSES:
         total = number(len(agreement.per_class))
         yield f"The {WORST_CLASSES} worst of {total} classes; the JSON report has them all."
-    yield _table(class_grid(agreement, accuracy))
+    yield grid_text(class_grid(agreement, accuracy))
 
 
 def _outputs(report: Report) -> Iterator[str]:
     if not report.outputs:
         return
     yield "## Outputs"
-    yield _table(output_grid(report))
+    yield grid_text(output_grid(report))
     if report.output_error is not None and report.output_error.kl is not None:
         yield f"Mean KL divergence from the original: {number(report.output_error.kl)} nats."
 
@@ -100,7 +100,7 @@ def _steps(report: Report) -> Iterator[str]:
     if not report.steps:
         return
     yield "## Steps"
-    yield _table(step_grid(report, options=True))
+    yield grid_text(step_grid(report, options=True))
     for place, step in enumerate(report.steps, 1):
         told = list(_step(step))
         if told:
@@ -113,13 +113,13 @@ def _step(step: Step) -> Iterator[str]:
     shown = {key for key, grid in (("layers", layers), ("search", tried)) if grid is not None}
     others = {key: value for key, value in step.numbers.items() if key not in shown}
     if others:
-        yield _table(pair_grid("number", others))
+        yield grid_text(pair_grid("number", others))
     if tried is not None:
-        yield _table(tried)
+        yield grid_text(tried)
     if layers is not None:
-        yield _table(layers)
+        yield grid_text(layers)
     if step.skipped:
-        yield _table(skipped_grid(step))
+        yield grid_text(skipped_grid(step))
 
 
 def _latency(report: Report) -> Iterator[str]:
@@ -128,12 +128,12 @@ def _latency(report: Report) -> Iterator[str]:
         timed = latency_sentence(report)
         if timed is not None:
             yield timed
-        yield _table(pair_grid("figure", report.latency))
+        yield grid_text(pair_grid("figure", report.latency))
 
 
 def _data(report: Report) -> Iterator[str]:
     yield "## Data"
-    yield _table(data_grid(report))
+    yield grid_text(data_grid(report))
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -145,10 +145,11 @@ def _warnings(report: Report) -> Iterator[str]:
 def _made_with(report: Report) -> Iterator[str]:
     yield "## Made with"
     facts = {"providers": ", ".join(report.providers) or "none", "seed": report.seed, **report.versions}
-    yield _table(pair_grid("fact", {**facts, "schema": SCHEMA}))
+    yield grid_text(pair_grid("fact", {**facts, "schema": SCHEMA}))
 
 
-def _table(grid: Grid) -> str:
+def grid_text(grid: Grid) -> str:
+    """Return a table in the GitHub form."""
     rules = ["---" if place < grid.words else "---:" for place in range(len(grid.columns))]
     lines = [map(_text, grid.columns), rules, *(map(_text, row) for row in grid.rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -160,6 +161,6 @@ def _text(text: str) -> str:
     return " ".join(escaped.split())
 
 
-def _code(text: str) -> str:
+def code_text(text: str) -> str:
     """Return text as code; two backticks around it where it holds one itself."""
     return f"`` {text} ``" if "`" in text else f"`{text}`"

@@ -27,46 +27,47 @@ def render(report: Report, console: Console) -> None:
     """Print the report compactly: verdict, cost, decisions, steps, gates, warnings."""
     agreement, accuracy = report.agreement, report.accuracy
     # No line of a report is markup: a node may well be called "[red]".
-    _say(console, verdict(report), "bold")
+    say(console, verdict(report), "bold")
     for remark in remarks(report):
-        _say(console, remark, "yellow")
-    _grid(console, cost_grid(report))
+        say(console, remark, "yellow")
+    show_grid(console, cost_grid(report))
     if agreement is not None:
-        _grid(console, agreement_grid(agreement))
+        show_grid(console, agreement_grid(agreement))
         if accuracy is not None:
-            _grid(console, accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
+            show_grid(console, accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
         console.print()
-        _say(console, " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
-    _say(console, data_sentence(report))
+        say(console, " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
+    say(console, data_sentence(report))
     timed = latency_sentence(report)
     if timed is not None:
-        _say(console, timed)
+        say(console, timed)
     if report.steps:
-        _grid(console, step_grid(report, options=False))
+        show_grid(console, step_grid(report, options=False))
         for step in report.steps:
             tried = search_sentence(step)
             if tried is not None:
-                _say(console, tried)
+                say(console, tried)
         _skipped(report, console)
     if report.gates:
         console.print()
         for gate in report.gates:
-            _say(console, gate.message, "green" if gate.met else "bold red")
+            say(console, gate.message, "green" if gate.met else "bold red")
     if report.warnings:
         console.print()
     for warning in report.warnings:
-        _say(console, f"warning: {warning}", "yellow")
+        say(console, f"warning: {warning}", "yellow")
 
 
 def _skipped(report: Report, console: Console) -> None:
     for step in report.steps:
         for each in step.skipped[:SKIPPED]:
-            _say(console, f"{step.pass_name} left {each.node}: {each.reason}", "dim")
+            say(console, f"{step.pass_name} left {each.node}: {each.reason}", "dim")
         if len(step.skipped) > SKIPPED:
-            _say(console, f"{step.pass_name} left {len(step.skipped) - SKIPPED} more nodes as they were", "dim")
+            say(console, f"{step.pass_name} left {len(step.skipped) - SKIPPED} more nodes as they were", "dim")
 
 
-def _grid(console: Console, grid: Grid) -> None:
+def show_grid(console: Console, grid: Grid) -> None:
+    """Print a table, an empty line in front."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -81,7 +82,8 @@ def _grid(console: Console, grid: Grid) -> None:
     console.print(table)
 
 
-def _say(console: Console, text: str, style: str = "") -> None:
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line that is no markup: a file may well be called "[red].onnx"."""
     from rich.text import Text
 
     console.print(Text(text, style=style, overflow="fold"))
