@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lstsq, solve_triangular
+from scipy.linalg.lapack import dposv
 
 # Diagonals this close to the largest one are ties, and the lowest index wins: rounding must not choose pivots.
 _TIE = 1e-12
@@ -13,7 +14,8 @@ _RANK = 1e-14
 # What is left of a column after projection, squared and over its own square: below this it is rounding.
 _LEFT = 1e-12
 _BATCH_BYTES = 1 << 26
-_DENSE_WIDTH = 192
+_DENSE_WIDTH = 6000
+_BATCHED_WIDTH = 64
 _PIVOT_BLOCK = 128
 
 
@@ -222,7 +224,8 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
         ridge: added to the diagonal, relative to every entry of it.
 
     Returns:
-        Rows w [R, k]: batched direct solves for narrow G, masked conjugate gradients for wide G.
+        Rows w [R, k]: batched direct solves for narrow G, a Cholesky factor of each support's own part for wider G,
+        masked conjugate gradients for the widest.
     """
     size = len(gram)
     balanced, scale = _balanced(gram)
@@ -231,6 +234,16 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
     if size > _DENSE_WIDTH:
         return np.asarray(_masked_conjugate_gradients(balanced, wanted, mask) * scale)
     result = np.zeros(right.shape)
+    if size > _BATCHED_WIDTH:
+        for row, live in enumerate(mask):
+            where = np.flatnonzero(live)
+            if not len(where):
+                continue
+            part, aim = balanced[np.ix_(where, where)], wanted[row, where]
+            _, solved, info = dposv(part, aim, lower=True)
+            # Rounding can leave a part that is not positive definite.
+            result[row, where] = solved if info == 0 else lstsq(part, aim)[0]
+        return np.asarray(result * scale)
     index = np.arange(size)
     step = max(1, _BATCH_BYTES // (8 * max(1, size * size)))
     for start in range(0, len(right), step):

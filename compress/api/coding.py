@@ -128,6 +128,7 @@ def encode(
     decay: float = 0.9,
     patience: int = 20,
     seed: int = 0,
+    centroid: float = 0.5,
     normalize: bool = True,
     values: str | None = None,
     only: str | None = None,
@@ -152,6 +153,7 @@ def encode(
             the stream tells places and signs alone; with an alpha its prefixes are successive refinements too.
         decay: factor on alpha.
         patience: levels between two decays.
+        centroid: decoded magnitudes are moved up by this share of the last threshold; 0 leaves the code's own.
         seed: of the scan order.
         normalize: divide every tensor by its L2 norm before pooling.
         values: ``"fitted"`` stores the model's own non-zero weights too, in float16, and codes exactly them; for a
@@ -168,7 +170,7 @@ def encode(
         BackendError: Writing failed; nothing is left behind.
     """
     chosen = options or Options()
-    law = Law(alpha, decay, patience, seed)
+    law = Law(alpha, decay, patience, seed, centroid)
     stop = Stop(sparsity=sparsity, bits=bits, bytes=bytes, hits=hits, relative_l1=relative_l1)
     target = check_encode(model, out, stop, values, force=force)
     stop, fitted = Stop(sparsity=SPARSITY) if stop == Stop() else stop, values is not None

@@ -80,7 +80,7 @@ def _positions(tensors: Mapping[str, np.ndarray], law: Law, stop: Stop) -> conta
     cheapest. What stands for a weight whose value is not used is its tensor's mean magnitude.
     """
     signs = {name: np.sign(array).astype(array.dtype) for name, array in tensors.items()}
-    coded = container.code(signs, replace(law, alpha=_BELOW), stop, normalize=False, masked=True)
+    coded = container.code(signs, replace(law, alpha=_BELOW, centroid=0.0), stop, normalize=False, masked=True)
     scales = [_mean_size(array) / _BELOW for array in tensors.values()]
     described = tuple(replace(t, norm=scale) for t, scale in zip(coded.tensors, scales, strict=True))
     return replace(coded, tensors=described)

@@ -85,7 +85,7 @@ class Stream:
             raise CodecError(f"there is no model in the first {self.received:,} bytes; header and graph come first")
         state = decoder.state(strict=strict)
         use = self._values is not None and (state.hits == header.shape.hits if fitted is None else fitted)
-        return skeleton.joined(self._graph, container.weights_of(header.tensors, state, self._values if use else None))
+        return skeleton.joined(self._graph, container.weights_of(header, state, self._values if use else None))
 
     def _complete(self) -> bool:
         """Say whether the header can be read, or can be refused already."""

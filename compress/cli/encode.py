@@ -48,6 +48,10 @@ coded weights; header and graph come on top. Any begin of the file that holds th
     "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True,
     help="of the scan order, and of how --data is shared out",
 )  # fmt: skip
+@click.option(
+    "--centroid", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="move decoded magnitudes up by this share of the last threshold; 0: the code's own values",
+)  # fmt: skip
 @click.option("--no-normalize", is_flag=True, help="do not divide every tensor by its L2 norm")
 @click.option(
     "--values", type=click.Choice(["fitted"]),
@@ -80,6 +84,7 @@ def command(
     alpha: float | None,
     decay: float,
     patience: int,
+    centroid: float,
     seed: int,
     no_normalize: bool,
     values: str | None,
@@ -118,14 +123,14 @@ def command(
         "hits": hits,
         "relative_l1": relative_l1,
     }
-    law = Law(alpha, decay, patience, seed)
+    law = Law(alpha, decay, patience, seed, centroid)
     sizes = None
     if table or fed or reports:
         # First, so that data which cannot be used leaves nothing behind.
         check_encode(model, out, Stop(**stops), values, force=force)
         sizes = size_table(model, data, calib=calib, eval=judged, law=law, options=options, **chosen)
     found = encode(
-        model, out, alpha=alpha, decay=decay, patience=patience, seed=seed, values=values,
+        model, out, alpha=alpha, decay=decay, patience=patience, seed=seed, centroid=centroid, values=values,
         options=options, force=force, **stops, **chosen,
     )  # fmt: skip
     if as_json:

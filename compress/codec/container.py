@@ -174,7 +174,7 @@ def decode(file: BinaryIO, stop: Stop | None = None, *, strict: bool = False, fi
         )
     use = stored is not None and (state.hits == header.shape.hits if fitted is None else fitted)
     values = stored if use else None
-    return Model(header, skeleton, weights_of(header.tensors, state, values), state, use)
+    return Model(header, skeleton, weights_of(header, state, values), state, use)
 
 
 def read_sections(file: BinaryIO, header: Header) -> tuple[bytes, np.ndarray | None]:
@@ -192,18 +192,20 @@ def read_sections(file: BinaryIO, header: Header) -> tuple[bytes, np.ndarray | N
     return skeleton, np.frombuffer(halves, dtype="<f2")
 
 
-def weights_of(tensors: tuple[Tensor, ...], state: Decoded, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def weights_of(header: Header, state: Decoded, values: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Return the tensors that a state stands for, by name.
 
-    A code value times the norm is one float64 product, rounded once to the element type, to nearest, ties to even;
-    with ``values``, in the order of first hits, those stand in its place.
+    The code's magnitudes end below the weights': each non-zero one is moved up by the law's share of the last
+    threshold. That times the norm is one float64 product, rounded once to the
+    element type, to nearest, ties to even; ``values``, in the order of first hits, stand in the place of all this.
     """
-    flat = state.values
-    if values is not None:
+    if values is None:
+        flat = state.values + np.sign(state.values) * (header.shape.law.centroid * state.threshold)
+    else:
         flat = np.zeros(len(state.values))
         flat[state.support] = values[: len(state.support)].astype(np.float64)
     weights, begin = {}, 0
-    for tensor in tensors:
+    for tensor in header.tensors:
         part = flat[begin : begin + tensor.size].reshape(tensor.shape)
         begin += tensor.size
         weights[tensor.name] = _rounded(part * tensor.norm if values is None else part, tensor.dtype)

@@ -18,6 +18,7 @@ class Decoded:
     """What a prefix says.
 
     ``values``: signed, float64 [n]; ``support``: coordinates in the order of their first hits; ``hits`` followed;
+    ``threshold``: of the last level with a hit, which bounds what is left of every weight; 0 without any;
     ``relative_l1`` error over the sum of magnitudes; ``verified``: every byte used lies in a block whose CRC was
     checked; ``complete``: the stream's last hit or the wanted stop was reached.
     """
@@ -25,6 +26,7 @@ class Decoded:
     values: np.ndarray
     support: np.ndarray
     hits: int
+    threshold: float
     relative_l1: float
     verified: bool
     complete: bool
@@ -43,6 +45,7 @@ class Cursor:
         wanted = stop.support(shape.count)
         self._goal_found = shape.count + 1 if wanted is None else wanted
         self.hits = self._found = 0
+        self._last = 0.0
         self._in_level = False
         self._begin_level()
         self.done = self._met()
@@ -156,6 +159,7 @@ class Cursor:
 
     def _close_level(self) -> None:
         self._values[self._first] += self._times * self._ledger.threshold
+        self._last = self._ledger.threshold if self.hits > self._begun else self._last
         self._ledger.close(self.hits - self._begun)
         self._begin_level()
         self._in_level = False
@@ -174,6 +178,7 @@ class Cursor:
     def result(self, order: np.ndarray, *, verified: bool) -> Decoded:
         """Return the state; the cursor is used up."""
         threshold, values = self._ledger.threshold, self._values
+        last = threshold if self.hits > self._begun else self._last
         if self._among is None and self._new:
             values[np.concatenate(self._new)] += threshold
         else:
@@ -183,4 +188,4 @@ class Cursor:
         signed = np.empty_like(values)
         signed[order] = values
         support = order[np.concatenate([np.zeros(0, dtype=np.uint32), *self._firsts])]
-        return Decoded(signed, support, self.hits, self._relative_l1(), verified, self.done)
+        return Decoded(signed, support, self.hits, last, self._relative_l1(), verified, self.done)

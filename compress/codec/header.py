@@ -80,7 +80,13 @@ def packed(header: Header) -> bytes:
     if law.alpha is None:
         raise CodecError("a header needs the alpha that was used")
     record = {
-        "law": {"alpha": law.alpha.hex(), "decay": law.decay.hex(), "patience": law.patience, "seed": law.seed},
+        "law": {
+            "alpha": law.alpha.hex(),
+            "decay": law.decay.hex(),
+            "patience": law.patience,
+            "seed": law.seed,
+            "centroid": law.centroid.hex(),
+        },
         "count": shape.count,
         "mean_over": shape.mean_over,
         "masked": header.masked,
@@ -131,7 +137,11 @@ def read_header(file: BinaryIO) -> Header:
 def _unpacked(record: dict[str, Any], version: int, begin: int) -> Header:
     law = record["law"]
     given = Law(
-        float.fromhex(law["alpha"]), float.fromhex(law["decay"]), _number(law["patience"]), _number(law["seed"])
+        float.fromhex(law["alpha"]),
+        float.fromhex(law["decay"]),
+        _number(law["patience"]),
+        _number(law["seed"]),
+        float.fromhex(law["centroid"]),
     )
     wanted = record["wanted"]
     shape = Shape(

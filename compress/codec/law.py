@@ -23,13 +23,15 @@ class Law:
     """The controls of the code.
 
     ``alpha`` scales the first threshold, None means kappa = ln(n / ln n); ``decay`` multiplies it at every
-    ``patience``-th refresh; ``seed`` fixes the scan order.
+    ``patience``-th refresh; ``seed`` fixes the scan order. ``centroid``: the code's magnitudes end below the weights';
+    a decoded one is moved up by this share of the last threshold, to the middle of where the weight lies.
     """
 
     alpha: float | None = None
     decay: float = 0.9
     patience: int = 20
     seed: int = 0
+    centroid: float = 0.5
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -38,6 +40,8 @@ class Law:
             raise OptionError(f"decay={self.decay} is not accepted; give a number in (0, 1)")
         if self.patience < 1:
             raise OptionError(f"patience={self.patience} is not accepted; give a whole number of 1 or more")
+        if not 0 <= self.centroid <= 1:
+            raise OptionError(f"centroid={self.centroid} is not accepted; give a number in [0, 1]")
         if not 0 <= self.seed < 2**64:
             raise OptionError(f"seed={self.seed} is not accepted; give a whole number in [0, 2^64)")
 

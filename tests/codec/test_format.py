@@ -91,13 +91,13 @@ def gap_begins(hits: int, among: int) -> list[int]:
     return [*begins, 1 << 24]
 
 
-def values_of(record: dict[str, Any], body: bytes) -> list[float]:
+def values_of(record: dict[str, Any], body: bytes) -> tuple[list[float], float]:
     law, number = record["law"], float.fromhex
     alpha, decay, patience, total = number(law["alpha"]), number(law["decay"]), law["patience"], number(record["total"])
     words = philox(law["seed"], record["count"])
     order = sorted(range(record["count"]), key=lambda i: words[i])
     smallest, bound, consumed = 1e-6 * min(1.0, alpha), math.inf, 0.0
-    values, negative = [0.0] * record["count"], {}
+    values, negative, last = [0.0] * record["count"], {}, 0.0
     blocks, hits, levels, refreshes = Blocks(body), 0, 0, 0
     while hits < record["hits"]:
         assert alpha > smallest
@@ -135,10 +135,10 @@ def values_of(record: dict[str, Any], body: bytes) -> list[float]:
             values[where] += often * threshold
         if times:
             consumed += sum(times.values()) * threshold
-            bound = threshold
+            bound = last = threshold
         else:
             refreshes += patience - 1 - refreshes % patience
-    return [-value if negative.get(where) else value for where, value in enumerate(values)]
+    return [-value if negative.get(where) else value for where, value in enumerate(values)], last
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,8 @@ def values_of(record: dict[str, Any], body: bytes) -> list[float]:
         (Law(patience=1, seed=2**63 + 5), Stop(nonzeros=123)),
         (Law(alpha=0.05), Stop(hits=2500)),
         (Law(alpha=500.0, patience=3), Stop(relative_l1=0.3)),
-        (Law(), Stop(bytes=200)),
+        (Law(centroid=0.0), Stop(bytes=200)),
+        (Law(centroid=0.3), Stop(sparsity=0.9)),
         (Law(), None),
     ],
 )
@@ -168,9 +169,11 @@ def test_a_decoder_written_from_the_page_reads_what_is_written(law: Law, stop: S
     assert zstandard.ZstdDecompressor().decompress(rest[:stored], max_output_size=size) == b"graph"
     body = rest[stored:]
     assert len(body) == record["body"]
-    values = values_of(record, body)
+    values, last = values_of(record, body)
     found = decode(io.BytesIO(data))
     assert values == found.state.values.tolist()
+    up = float.fromhex(record["law"]["centroid"]) * last
+    values = [value + math.copysign(up, value) if value else 0.0 for value in values]
     norms = [float.fromhex(row[3]) for row in record["tensors"]]
     assert np.array_equal((np.array(values[:600]) * norms[0]).astype(np.float32).reshape(20, 30), found.tensors["a"])
     assert np.array_equal((np.array(values[600:]) * norms[1]).astype(np.float16), found.tensors["b"])
@@ -183,4 +186,4 @@ def test_a_decoder_written_from_the_page_goes_from_block_to_block() -> None:
     assert header.body > BLOCK
     data = file.getvalue()
     record = json.loads(data[20 : header.begin])
-    assert values_of(record, data[header.body_begin :]) == decode(io.BytesIO(data)).state.values.tolist()
+    assert values_of(record, data[header.body_begin :])[0] == decode(io.BytesIO(data)).state.values.tolist()
