@@ -20,10 +20,10 @@ from onnxprune.report.figures import interval, percent
 RECIPES = (
     "surp(sparsity=0.5)",
     "surp(sparsity=0.8)",
-    "id(flops=0.75)",
-    "id(flops=0.5)",
-    "surp(sparsity=0.5),id(flops=0.9)",
-    "surp(sparsity=0.5),id(flops=0.5)",
+    "id(flops=0.75,reconstruct=none)",
+    "id(flops=0.5,reconstruct=none)",
+    "surp(sparsity=0.5),id(flops=0.9,reconstruct=none)",
+    "surp(sparsity=0.5),id(flops=0.5,reconstruct=none)",
 )
 HEAD = "| recipe | FLOPs | parameters | nonzero | agreement (95 % interval) | accuracy | latency | seconds |"
 

@@ -21,9 +21,9 @@ from onnxprune.report.figures import interval, percent
 ROWS = {
     "surp, the code's values": "surp(sparsity={size},values=reconstruction)",
     "surp, original values": "surp(sparsity={size},values=original)",
-    "surp, refit once": "surp(sparsity={size},stages=1)",
-    "surp, refit (default)": "surp(sparsity={size})",
-    "surp, refit in 8 stages": "surp(sparsity={size},stages=8)",
+    "surp, refit once": "surp(sparsity={size},values=refit,stages=1)",
+    "surp, refit": "surp(sparsity={size},values=refit)",
+    "surp, refit in 8 stages": "surp(sparsity={size},values=refit,stages=8)",
     "magnitude": "magnitude(sparsity={size},scope=global,values=original)",
     "magnitude over norms": "magnitude(sparsity={size},values=original)",
     "magnitude over norms, refit once": "magnitude(sparsity={size},stages=1)",

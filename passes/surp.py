@@ -29,8 +29,8 @@ class Surp:
     """Zero the weights that the information-theoretic code has not announced when it stops.
 
     Every tensor is divided by its L2 norm and all are pooled; normalisation parameters are untouched. What survives
-    is solved for anew against calibration activations (``values=refit``), in stages on the way to a high sparsity;
-    without activations it gets the code's own values.
+    gets the code's own values; with ``values=refit`` it is solved for anew against calibration activations, in stages
+    on the way to a high sparsity, which keeps far more decisions and takes longer.
     """
 
     sparsity: float | None = option(
@@ -42,10 +42,10 @@ class Surp:
         below=True,
     )
     values: str = option(
-        "refit",
+        "reconstruction",
         str,
-        "surviving weights: refitted to calibration data, the code's own values, or the original ones",
-        choices=("refit", "reconstruction", "original"),
+        "surviving weights: the code's own values, the original ones, or refitted to calibration data",
+        choices=("reconstruction", "original", "refit"),
     )
     alpha: float | None = option(
         None,
@@ -82,7 +82,7 @@ class Surp:
     rectify: int = option(3, int, "refit: rounds that aim at what a following ReLU lets through", low=0, high=20)
 
     name: ClassVar[str] = "surp"
-    summary: ClassVar[str] = "information-theoretic pruning of single weights (SuRP), refitted where there is data"
+    summary: ClassVar[str] = "information-theoretic pruning of single weights (SuRP); values=refit makes up for it"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset({"calibration"})

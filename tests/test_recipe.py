@@ -109,7 +109,7 @@ def test_text(text: str, passes: list[Any]) -> None:
         ("surp(sparsity=)", "surp: sparsity= is not accepted; give a number in [0, 1)"),
         ("surp(sparsity=80%)", "surp: sparsity=80% is not accepted; give a number in [0, 1)"),
         ("surp(patience=2.5)", "surp: patience=2.5 is not accepted; give a whole number in [1, 1000000]"),
-        ("surp(values=(a,b))", "surp: values=(a,b) is not accepted; give refit or reconstruction or original"),
+        ("surp(values=(a,b))", "surp: values=(a,b) is not accepted; give reconstruction or original or refit"),
         ("surp(normalize=maybe)", "surp: normalize=maybe is not accepted; give true or false"),
         ("id(keep=0)", "id: keep=0.0 is not accepted; give a number in (0, 1]"),
         ("id(keep=0.5,flops=0.5)", "id: keep and flops are both given; one size decides, give one of them"),
@@ -265,7 +265,7 @@ def test_yaml_refusals_name_the_file(tmp_path: Path, content: str, sentence: str
         ("passes: [{surp: {patience: 2.5}}]", "surp: patience=2.5 is not accepted; give a whole number in"),
         ("passes: [{surp: {sparsity: yes}}]", "surp: sparsity=True is not accepted; give a number in [0, 1)"),
         ("passes: [{id: {keep: null}}]", "id: keep=None is not accepted; give a number in (0, 1]"),
-        ("passes: [{surp: {values: [original]}}]", "surp: values=['original'] is not accepted; give refit"),
+        ("passes: [{surp: {values: [original]}}]", "surp: values=['original'] is not accepted; give reconstruction"),
         ("passes: [{surp: {1: 2}}]", "surp: unknown option '1'; it takes sparsity, values"),
     ],
 )

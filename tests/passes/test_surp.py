@@ -347,7 +347,7 @@ def test_numbers_are_ready_for_json(conv_net: Callable[..., onnx.ModelProto], ap
         ({"decay": 1.0}, "a number in (0, 1)"),
         ({"decay": 0.0}, "a number in (0, 1)"),
         ({"patience": 0}, "a whole number in [1, 1000000]"),
-        ({"values": "exact"}, "refit or reconstruction or original"),
+        ({"values": "exact"}, "reconstruction or original or refit"),
         ({"normalize": 1}, "true or false"),
     ],
 )

@@ -36,7 +36,7 @@ def test_a_refit_comes_closer_and_keeps_every_zero(
 ) -> None:
     proto = conv_net(0)
     plain, _ = apply(proto, [Surp(sparsity=sparsity, values="original")], IMAGES)
-    once, step = apply(proto, [Surp(sparsity=sparsity, stages="1")], IMAGES)
+    once, step = apply(proto, [Surp(sparsity=sparsity, values="refit", stages="1")], IMAGES)
     kept, fitted = weights(plain), weights(once)
     for name in TREATED:
         np.testing.assert_array_equal(kept[name] != 0, fitted[name] != 0)
@@ -48,7 +48,7 @@ def test_a_refit_comes_closer_and_keeps_every_zero(
 
 def test_stages_nest_and_reach_the_sparsity(conv_net: Net, apply: Any, weights: Any) -> None:
     proto = conv_net(0)
-    result, step = apply(proto, [Surp(sparsity=0.75, stages="3")], IMAGES)
+    result, step = apply(proto, [Surp(sparsity=0.75, values="refit", stages="3")], IMAGES)
     total = sum(weights(proto)[name].size for name in TREATED)
     assert nonzeros(weights(result)) == total - np.ceil(0.75 * total)
     assert step.result.warnings == ()
@@ -86,22 +86,22 @@ def test_trials_share_their_stages(conv_net: Net, weights: Any) -> None:
     shapes = {"input": (1, 1, 12, 12)}
     examples = open_data({"input": IMAGES}, input_specs(model))
     context = Context(model, measure(model, shapes), shapes, 0, examples=examples)
-    attempt = Surp().prepared(model, context)
+    attempt = Surp(values="refit").prepared(model, context)
     for sparsity in (0.8, 0.5, 0.7):
-        one, other = attempt(sparsity), Surp(sparsity=sparsity).apply(model, context)
+        one, other = attempt(sparsity), Surp(sparsity=sparsity, values="refit").apply(model, context)
         assert all(np.array_equal(weights(one.model)[n], weights(other.model)[n]) for n in weights(other.model))
         assert one.numbers == other.numbers
 
 
 def test_without_data_the_codes_own_values_stay(conv_net: Net, apply: Any, weights: Any) -> None:
-    bare, step = apply(conv_net(0), "surp(sparsity=0.6)")
+    bare, step = apply(conv_net(0), "surp(sparsity=0.6,values=refit)")
     own, _ = apply(conv_net(0), "surp(sparsity=0.6,values=reconstruction)")
     assert all(np.array_equal(weights(bare)[name], weights(own)[name]) for name in weights(own))
     assert step.result.warnings == ()
 
 
 def test_the_same_bytes_again(conv_net: Net, apply: Any, weights: Any) -> None:
-    one, two = (weights(apply(conv_net(0), "surp(sparsity=0.7)", IMAGES)[0]) for _ in range(2))
+    one, two = (weights(apply(conv_net(0), "surp(sparsity=0.7,values=refit)", IMAGES)[0]) for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -151,5 +151,5 @@ def test_the_seed_is_the_runs_unless_given(conv_net: Net, apply: Any, weights: A
 def test_surp_behind_a_cut_is_refitted_too(conv_net: Net, apply: Any, run_model: Any) -> None:
     proto = conv_net(0)
     cut, _ = apply(proto, "filters(keep=0.75),surp(sparsity=0.6,values=original)", IMAGES)
-    fitted, _ = apply(proto, "filters(keep=0.75),surp(sparsity=0.6)", IMAGES)
+    fitted, _ = apply(proto, "filters(keep=0.75),surp(sparsity=0.6,values=refit)", IMAGES)
     assert error(run_model, fitted, proto) < error(run_model, cut, proto)
