@@ -239,10 +239,10 @@ def masked_least_squares(gram: np.ndarray, right: np.ndarray, mask: np.ndarray, 
             where = np.flatnonzero(live)
             if not len(where):
                 continue
-            part, aim = balanced[np.ix_(where, where)], wanted[row, where]
-            _, solved, info = dposv(part, aim, lower=True)
+            own, aim = balanced[np.ix_(where, where)], wanted[row, where]
+            _, solved, info = dposv(own, aim, lower=True)
             # Rounding can leave a part that is not positive definite.
-            result[row, where] = solved if info == 0 else lstsq(part, aim)[0]
+            result[row, where] = solved if info == 0 else lstsq(own, aim)[0]
         return np.asarray(result * scale)
     index = np.arange(size)
     step = max(1, _BATCH_BYTES // (8 * max(1, size * size)))
