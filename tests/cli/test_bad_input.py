@@ -110,7 +110,7 @@ def test_external_data_that_cannot_be_trusted(refused, paths, tmp_path: Path, lo
         ("id(flops=nan)", "give a number in (0, 1]"),
         ("surp(sparsity=1)", "give a number in [0, 1)"),
         ("surp(sparsity=lots)", "give a number in [0, 1)"),
-        ("surp(values=best)", "give refit or reconstruction or original"),
+        ("surp(values=best)", "give reconstruction or original or refit"),
         ("id(keep=0.5,flops=0.5)", "one size decides"),
         ("missing.yaml", "does not exist"),
     ],
