@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.codec.law import l2_norm
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import OptionError
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.zeroing import Stage, Zeroing, stages, usable
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
-from onnxprune.graph.weights import Weights, input_axis, opened, size_of, store, stored, weights
+from onnxprune.graph.weights import Weights, input_axis, size_of, store, stored, weights
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,12 @@ class Magnitude:
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the tensors that the rule goes over."""
-        found = weights(opened(model), self._selection)
-        rows = tuple(
-            {"tensor": str(v.name), "weights": size_of(v), "nonzero": int(np.count_nonzero(stored(v)))}
-            for v in found.values
-        )
+        found = weights(lifted(model), self._selection)
         if self._wanted is None:
             note = "the rule says which weights become zero, whatever sparsity that gives"
         else:
             note = f"{_zeros(self._wanted, found.count):,} of {found.count:,} weights become zero"
-        return Plan(rows, (note,), found.skipped)
+        return Plan(found.table(), (note,), found.skipped)
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with the same topology and fewer non-zero weights.
@@ -109,11 +107,11 @@ class Magnitude:
         Raises:
             ModelError: A weight tensor holds NaN or infinity.
         """
-        return self._run(opened(model), context)
+        return self._run(lifted(model), context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
         """Return what :meth:`apply` gives for a sparsity; stages on the way are shared."""
-        source, made = opened(model), dict[float, ir.Model]()
+        source, made = lifted(model), dict[float, ir.Model]()
         return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context, made)
 
     @property
@@ -173,10 +171,7 @@ def _largest(values: Sequence[ir.Value], share: float, *, normalized: bool) -> l
     scores = []
     for value in values:
         wide = np.abs(_wide(value))
-        peak = float(wide.max(initial=0.0))
-        # Squares of very small or large doubles leave the range.
-        norm = peak * float(np.linalg.norm(wide / peak)) if normalized and peak else 1.0
-        scores.append(wide.ravel() / norm)
+        scores.append(wide.ravel() / ((l2_norm(wide) if normalized else 0.0) or 1.0))
     pooled = np.concatenate(scores)
     gone = _zeros(share, len(pooled))
     mask = np.ones(len(pooled), dtype=bool)

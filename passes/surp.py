@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.codec.law import Law, Stop
+from onnxprune.codec.law import Law, Stop, l2_norm
 from onnxprune.codec.levels import refine
 from onnxprune.codec.sequential import announce
 from onnxprune.codec.stream import encode
@@ -18,8 +18,9 @@ from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_o
 from onnxprune.errors import OptionError
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.zeroing import Stage, Zeroing, stages, usable
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
-from onnxprune.graph.weights import Weights, opened, size_of, store, stored, weights
+from onnxprune.graph.weights import Weights, store, stored, weights
 
 _STOPS = ("bits", "bytes", "hits", "relative_l1")
 
@@ -102,16 +103,12 @@ class Surp:
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the tensors that compete for the sparsity; how many zeros each gets, the code decides."""
-        found = weights(opened(model), self._selection)
-        rows = tuple(
-            {"tensor": str(v.name), "weights": size_of(v), "nonzero": int(np.count_nonzero(stored(v)))}
-            for v in found.values
-        )
+        found = weights(lifted(model), self._selection)
         if self._wanted is None:
             note = f"the code stops at {' or '.join(self._stops)}: how many zeros that leaves, it tells"
         else:
             note = f"{math.ceil(self._wanted * found.count - 1e-9):,} of {found.count:,} weights become zero"
-        return Plan(rows, (note,), found.skipped)
+        return Plan(found.table(), (note,), found.skipped)
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with the same topology and fewer non-zero weights.
@@ -120,20 +117,18 @@ class Surp:
             ModelError: A weight tensor holds NaN or infinity.
             OptionError: ``alpha`` is too small for a code that is to stop at its bytes.
         """
-        return self._run(opened(model), context)
+        return self._run(lifted(model), context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
         """Return what :meth:`apply` gives for a sparsity; stages on the way are shared."""
-        source, made = opened(model), dict[float, ir.Model]()
+        source, made = lifted(model), dict[float, ir.Model]()
         return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context, made)
 
     def norm(self, value: ir.Value) -> float:
         """Return what a tensor is divided by before pooling."""
         if not self.normalize:
             return 1.0
-        wide = stored(value).astype(np.float64)
-        peak = float(np.abs(wide).max())  # squares of very small or large doubles leave the range
-        return peak * float(np.linalg.norm(wide / peak))
+        return l2_norm(stored(value).astype(np.float64))
 
     @property
     def _selection(self) -> Selection:
@@ -183,13 +178,12 @@ class _Coder:
 
     def __call__(self, found: Weights, stage: Stage) -> Mapping[str, Any]:
         """Zero what is not announced, in place, and return figures of the code."""
-        options, count = self.options, found.count
+        options = self.options
         share = options.sparsity if stage.sparsity is None else stage.sparsity
         if share == 0.0:
             return {}
-        zeros = None if share is None else math.ceil(share * count - 1e-9)
         given = {name: getattr(options, name) for name in _STOPS}
-        stop = Stop(nonzeros=None if zeros is None else count - zeros, **given)
+        stop = Stop(sparsity=share, **given)
         law = Law(alpha=options.alpha, decay=options.decay, patience=options.patience, seed=self.seed)
         norms = [options.norm(value) for value in found.values]
         pooled = _pooled(found, norms)

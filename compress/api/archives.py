@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from onnxprune.api.opening import ModelLike
 from onnxprune.graph import external
-from onnxprune.graph.attributes import int_attribute
 from onnxprune.graph.source import parse
+from onnxprune.graph.weights import output_axis
 
 LEVEL = 19
 _PIECE = 1 << 20
@@ -91,20 +91,9 @@ def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def output_axes(model: ir.Model, names: Iterable[str]) -> dict[str, int]:
     """Return the axis of output channels of every named weight, as the first of its readers has it.
 
-    ``model`` is one from ``graph.weights.opened``.
+    ``model`` is one from ``graph.cleanup.lifted``.
     """
-    return {name: _output_axis(model.graph.initializers[name]) for name in names}
-
-
-def _output_axis(value: ir.Value) -> int:
-    use = next(iter(value.uses()))
-    node, rank = use.node, len(value.shape or ())
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return 0 if node.op_type == "Conv" else 1
-    if node.op_type == "Gemm":
-        flipped = int_attribute(node, "transA" if use.idx == 0 else "transB", 0)
-        return int(bool(flipped)) if use.idx == 0 else int(not flipped)
-    return rank - 1 if use.idx == 1 else rank - 2
+    return {name: output_axis(model.graph.initializers[name]) for name in names}
 
 
 def file_pieces(model: ModelLike, loaded: ir.Model) -> Iterator[bytes]:

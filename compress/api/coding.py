@@ -18,9 +18,10 @@ from onnxprune.codec import container
 from onnxprune.codec.law import Law, Stop
 from onnxprune.errors import CodecError, ModelError, OptionError
 from onnxprune.graph import external, io, skeleton
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.source import parse
-from onnxprune.graph.weights import opened, weights
+from onnxprune.graph.weights import weights
 
 SPARSITY = 0.5
 """Where the code ends when no stop is given."""
@@ -177,7 +178,7 @@ def encode(
     selection = Selection.parse("encode", only, ignore)
     loaded = open_model(model, chosen)
     with task(chosen, "encoding", _STEPS) as advance:
-        found = weights(opened(loaded.model), selection)
+        found = weights(lifted(loaded.model), selection)
         if not found.values:
             raise ModelError(f"'{loaded.facts.path}' has no weight that can be coded{_example(found.skipped)}")
         tensors, graph = skeleton.split(loaded.model, [str(value.name) for value in found.values])

@@ -23,8 +23,9 @@ from onnxprune.evaluate.intervals import check_confidence, clopper_pearson
 from onnxprune.evaluate.scores import checked_labels
 from onnxprune.evaluate.streaming import Decided, count_kept, decide_all, decisions
 from onnxprune.graph import skeleton
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
-from onnxprune.graph.weights import opened, weights
+from onnxprune.graph.weights import weights
 from onnxprune.report.figures import percent
 from onnxprune.report.sizes import CODED, OWN, SizeRow, SizeTable
 from onnxprune.runtime.session import Settings
@@ -84,7 +85,7 @@ def size_table(
     check_confidence(chosen.confidence)
     _check(points, until)
     loaded = open_model(model, chosen)
-    work = opened(loaded.model)
+    work = lifted(loaded.model)
     found = weights(work, Selection.parse("size_table", only, ignore))
     if not found.values:
         raise ModelError(f"'{loaded.facts.path}' has no weight that can be coded")

@@ -16,7 +16,7 @@ from onnxprune.codec.blocks import BLOCK
 from onnxprune.codec.cursor import Decoded
 from onnxprune.codec.decoder import StreamDecoder
 from onnxprune.codec.header import TYPES, Header, Section, Tensor, packed, read_header
-from onnxprune.codec.law import Law, Stop
+from onnxprune.codec.law import Law, Stop, l2_norm
 from onnxprune.codec.stream import Encoded, encode
 from onnxprune.errors import CodecError
 
@@ -86,10 +86,9 @@ def code(
 
 def _norm(name: str, weights: np.ndarray) -> float:
     """Return the L2 norm, 1 for a tensor of zeros."""
-    peak = float(np.abs(weights).max(initial=0.0))  # squares of very small or large doubles leave the range
-    if not np.isfinite(peak):
+    if not np.isfinite(weights).all():
         raise CodecError(f"tensor '{name}' holds NaN or infinity; mend the model first")
-    return peak * float(np.linalg.norm(weights / peak)) if peak else 1.0
+    return l2_norm(weights) or 1.0
 
 
 def write(file: BinaryIO, coded: Coded, skeleton: bytes, values: np.ndarray | None = None) -> Header:

@@ -99,6 +99,12 @@ def kappa(count: int) -> float:
     return max(1.0, math.log(count / math.log(count)))
 
 
+def l2_norm(weights: np.ndarray) -> float:
+    """Return the L2 norm of float64 weights of any shape, 0 for none; their squares may leave the range of doubles."""
+    peak = float(np.abs(weights).max(initial=0.0))
+    return peak * float(np.linalg.norm(weights / peak)) if peak else 0.0
+
+
 def scan_order(count: int, seed: int) -> np.ndarray:
     """Return the fixed pseudo-random order in which a level is scanned: stable argsort of Philox-4x64 words."""
     words = np.random.Philox(key=seed).random_raw(count)

@@ -17,7 +17,7 @@ from onnxprune.contract import Context, StepResult
 from onnxprune.errors import OptionError
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.support import obstacle, refit_support
-from onnxprune.graph.cleanup import finish
+from onnxprune.graph.cleanup import finish, lifted
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.weights import Weights, stored, weights
 
@@ -93,7 +93,7 @@ class Zeroing:
     fit: Fit | None
 
     def run(self, source: ir.Model, context: Context, made: dict[float, ir.Model] | None = None) -> StepResult:
-        """Return what comes of a model from :func:`graph.weights.opened`, which is not touched.
+        """Return what comes of a model from :func:`graph.cleanup.lifted`, which is not touched.
 
         ``made`` holds models on the way by their sparsity, for runs to other goals by the same rule and stages.
 
@@ -104,14 +104,14 @@ class Zeroing:
         found = weights(source, self.selection)
         if not found.count:
             numbers: dict[str, Any] = {"weights": 0, "sparsity": found.sparsity, "layers": []}
-            return StepResult(finish(_clone(source)), found.skipped, numbers)
+            return StepResult(finish(lifted(source)), found.skipped, numbers)
         before = {str(value.name): int(np.count_nonzero(stored(value))) for value in found.values}
         fit = self.fit
         said: dict[str, Any] = {}
         refits: list[dict[str, Any]] = []
 
         def prune(model: ir.Model, stage: Stage) -> ir.Model:
-            work = _clone(model)
+            work = lifted(model)
             said.update(self.decide(weights(work, self.selection), stage))
             return work
 
@@ -124,13 +124,14 @@ class Zeroing:
             refits[:] = rows
             return work
 
-        known = {} if made is None or _bytes(found) * len(SCHEDULE) > _ROOM else made
+        if fit is None or _bytes(found) * len(SCHEDULE) > _ROOM:
+            made = None
         way, begin = list(self.way), source
-        while fit is not None and not way[0].last and way[0].sparsity in known:
-            begin = known[way.pop(0).sparsity or 0.0]
+        while made is not None and not way[0].last and way[0].sparsity in made:
+            begin = made[way.pop(0).sparsity or 0.0]
         for stage, result in through(begin, way, prune, repair):
-            if fit is not None and not stage.last and stage.sparsity is not None:
-                known[stage.sparsity] = result
+            if made is not None and not stage.last and stage.sparsity is not None:
+                made[stage.sparsity] = result
         after = _again(found, result, self.selection)
         counts = [before.get(str(value.name), stored(value).size) for value in after.values]
         numbers = {
@@ -153,12 +154,6 @@ def usable(owner: str, fit: Fit, source: ir.Model, context: Context) -> tuple[Fi
 
 def _bytes(found: Weights) -> int:
     return sum(stored(value).nbytes for value in found.values)
-
-
-def _clone(model: ir.Model) -> ir.Model:
-    work = model.clone()
-    work.meta.update(model.meta)
-    return work
 
 
 def _again(found: Weights, model: ir.Model, selection: Selection) -> Weights:

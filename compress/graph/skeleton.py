@@ -16,10 +16,11 @@ import onnx_ir as ir
 
 from onnxprune.errors import CodecError, ModelError
 from onnxprune.graph import external, io, sparse
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.source import PROTOBUF_LIMIT, first_line, use_plain_domain
 from onnxprune.graph.text import check_text
-from onnxprune.graph.weights import opened, weights
+from onnxprune.graph.weights import weights
 
 _NOTE = "onnxprune.skeleton"
 """Key of the last metadata entry of a skeleton: what :func:`io.save` must know of the source."""
@@ -41,7 +42,7 @@ def split(model: ir.Model, names: Collection[str] | None = None) -> tuple[dict[s
         ModelError: A weight holds NaN or infinity, or what is not coded takes more than protobuf's 2 GiB.
     """
     if names is None:
-        names = [str(value.name) for value in weights(opened(model), Selection()).values]
+        names = [str(value.name) for value in weights(lifted(model), Selection()).values]
     work = model.clone()
     places = _places(work)
     tensors = {name: places[name].empty() for name in names}

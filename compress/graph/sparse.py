@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
-from onnxprune.graph.weights import opened, weights
+from onnxprune.graph.weights import weights
 
 _LIMIT = 2**31 - 1
 # Names, shapes and types of the two parts of a sparse tensor.
@@ -70,7 +71,7 @@ def smaller(model: ir.Model) -> dict[str, np.ndarray]:
     They are at least half zeros; at four bytes a weight it takes two thirds to save any.
     """
     found = {}
-    for value in weights(opened(model), Selection()).values:
+    for value in weights(lifted(model), Selection()).values:
         own = model.graph.initializers.get(str(value.name))
         if own is None or own.is_graph_input() or own.is_graph_output() or own.dtype not in _STORED:
             continue

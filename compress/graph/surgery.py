@@ -96,10 +96,9 @@ def rewrite_rows(consumer: Consumer, shape: Layout, change: Callable[[np.ndarray
     moved = np.moveaxis(data, consumer.weight_axis, -1)
     result = np.empty_like(data)
     target = np.moveaxis(result, consumer.weight_axis, -1)
-    step = max(1, _CACHED // max(1, moved[0].size)) if moved.ndim > 1 else 1
-    if moved.ndim == 1:
-        target[:] = _joined(change(_rows(moved, shape)), moved.shape, shape)
-    for start in range(0, len(moved) if moved.ndim > 1 else 0, step):
+    # The first axis of a vector is the consumed one: it is one row.
+    step = max(1, len(moved)) if moved.ndim == 1 else max(1, _CACHED // max(1, moved[0].size))
+    for start in range(0, len(moved), step):
         part = moved[start : start + step]
         target[start : start + step] = _joined(change(_rows(part, shape)), part.shape, shape)
     old = consumer.weight.const_value

@@ -14,7 +14,6 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 from onnxprune.graph import constants, origins
 from onnxprune.graph.attributes import int_attribute
-from onnxprune.graph.cleanup import name_nodes
 from onnxprune.graph.selection import Selection
 
 _LINEAR = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
@@ -42,6 +41,13 @@ class Weights:
         """The share of zeros."""
         return (self.count - self.nonzero) / self.count if self.count else 0.0
 
+    def table(self) -> tuple[dict[str, object], ...]:
+        """Return a row of a plan per tensor."""
+        return tuple(
+            {"tensor": str(v.name), "weights": size_of(v), "nonzero": int(np.count_nonzero(stored(v)))}
+            for v in self.values
+        )
+
     def rows(self, before: Sequence[int]) -> list[dict[str, object]]:
         """Return a row of the report per tensor; ``before`` holds the non-zero weights each one had."""
         return [
@@ -55,17 +61,8 @@ class Weights:
         ]
 
 
-def opened(model: ir.Model) -> ir.Model:
-    """Return a clone whose weights are all initialisers and whose nodes are all named."""
-    work = model.clone()
-    work.meta.update(model.meta)
-    constants.lift(work)
-    name_nodes(work)
-    return work
-
-
 def weights(model: ir.Model, selection: Selection) -> Weights:
-    """Return the weights that may be zeroed in a model from :func:`opened`; a shared one counts once.
+    """Return the weights that may be zeroed in a model from :func:`graph.cleanup.lifted`; a shared one counts once.
 
     Raises:
         ModelError: One holds NaN or infinity.
@@ -123,6 +120,13 @@ def input_axis(value: ir.Value) -> int:
     last = stored(value).ndim - 1
     # On the right the inputs are rows, on the left columns; transposition turns that round.
     return last if turned == bool(use.idx) else last - 1
+
+
+def output_axis(value: ir.Value) -> int:
+    """Return the axis of a weight along which a product's outputs lie."""
+    first = next(iter(value.uses())).node.op_type in ("Conv", "ConvTranspose")
+    # Of the first two axes of a kernel, else of the last two of a matrix, the one that is not the inputs'.
+    return (1 if first else 2 * stored(value).ndim - 3) - input_axis(value)
 
 
 def store(value: ir.Value, new: np.ndarray) -> None:

@@ -19,11 +19,11 @@ import onnxprune
 from onnxprune.api import decode, encode, open_stream
 from onnxprune.codec.container import read_header
 from onnxprune.errors import CodecError, ModelError, OptionError
-from onnxprune.graph import io, weights
+from onnxprune.graph import cleanup, io, weights
 
 
 def _weights(model: str | Path | ir.Model) -> dict[str, np.ndarray]:
-    opened = weights.opened(io.load(model) if isinstance(model, str | Path) else model)
+    opened = cleanup.lifted(io.load(model) if isinstance(model, str | Path) else model)
     found = weights.weights(opened, weights.Selection()).values
     names = {str(value.name) for value in found}
     graph = opened.graph

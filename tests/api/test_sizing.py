@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 from onnxprune.api import Options, encode, size_table
 from onnxprune.api.archives import output_axes, quantised
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.graph import cleanup
 from onnxprune.graph import io as files
-from onnxprune.graph import weights
 from onnxprune.report.sizes import sizes_markdown, write_plot
 
 
@@ -144,7 +144,7 @@ def test_axes_of_output_channels(tmp_path: Path) -> None:
         ("Gemm", "rows", (7, 20), {"transB": 1}), ("Gemm", "columns", (7, 6), {}), ("MatMul", "right", (6, 9), {}),
         ("MatMul", "left", (2, 4), {}),
     )  # fmt: skip
-    model = weights.opened(files.load(tmp_path / "m.onnx"))
+    model = cleanup.lifted(files.load(tmp_path / "m.onnx"))
     names = ["conv", "up", "rows", "columns", "right", "left"]
     assert list(output_axes(model, names).values()) == [0, 1, 0, 1, 1, 0]
 
