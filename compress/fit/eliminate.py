@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dtrsm
 from scipy.linalg.lapack import dpotri
 
 # Wider spaces lose several channels between two updates, one in so many of those that live.
@@ -137,7 +138,7 @@ class _State:
         self.keys = keys[order]
         self.channels = channels
         self.inverse = _inverse(problem.gram[np.ix_(order, order)])
-        self.weights = self.inverse @ problem.cross[order]
+        self.weights = self.inverse @ _narrowed(problem.cross[order])
         self.scale = problem.scale
         self._index()
 
@@ -187,8 +188,8 @@ class _State:
         if not len(g):
             return
         lower = _lower(self.inverse[np.ix_(g, g)])
-        across = solve_triangular(lower, self.inverse[g], lower=True)
-        self.weights -= across.T @ solve_triangular(lower, self.weights[g], lower=True)
+        across = _forward(lower, self.inverse[g])
+        self.weights -= across.T @ _forward(lower, self.weights[g])
         self.inverse -= across.T @ across
         self.inverse[g], self.inverse[:, g], self.weights[g] = 0.0, 0.0, 0.0
         self.keys = self.keys.copy()
@@ -205,6 +206,19 @@ class _State:
         """Return the features of channels, channel by channel."""
         spans = [np.arange(self.starts[c], self.starts[c] + self.counts[c]) for c in channels]
         return np.concatenate([np.zeros(0, dtype=np.int64), *spans])
+
+
+def _narrowed(cross: np.ndarray) -> np.ndarray:
+    """Return a matrix B of no more columns than rows with the same B B^T, which is all that costs depend on."""
+    if cross.shape[1] <= cross.shape[0]:
+        return cross
+    return np.ascontiguousarray(np.asarray(np.linalg.qr(cross.T, mode="r")).T)
+
+
+def _forward(lower: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return ``L^-1 B`` for C-contiguous B, which is overwritten."""
+    # X L^T = B^T from the right: BLAS sees B in its own order, and nothing is copied.
+    return np.asarray(dtrsm(1.0, lower, right.T, side=1, lower=1, trans_a=1, overwrite_b=1).T)
 
 
 def _inverse(gram: np.ndarray) -> np.ndarray:
