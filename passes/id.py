@@ -229,15 +229,15 @@ class Id:
         if sizing.name == "latency":
             raise OptionError("id: latency= needs reconstruct=symmetric or asymmetric")
         widths = sizing.widths(analysis, chosen, context)
-        layers, kept = [], {}
-        for space in chosen:
-            if widths[space.name] < space.width:
-                kept[space.name], row = reduce_space(
-                    analysis, space, widths[space.name], context.statistics, swap=self.swap
-                )
-                layers.append(row)
+        found = {
+            space.name: reduce_space(analysis, space, widths[space.name], context.statistics, swap=self.swap)
+            for space in chosen
+            if widths[space.name] < space.width
+        }
+        kept, layers = {name: one.kept for name, one in found.items()}, [one.row for one in found.values()]
         if kept:
-            fold(analysis, chosen, kept, context.statistics, self.preserve_zeros)
+            tables = {reader: table for one in found.values() for reader, table in one.tables.items()}
+            fold(analysis, chosen, kept, context.statistics, self.preserve_zeros, tables)
         return self._cut(work, analysis, kept, skipped, {"spaces": len(chosen), "layers": layers}, context)
 
     def _iterative(self, model: ir.Model, context: Context) -> StepResult:

@@ -28,17 +28,21 @@ class Folding:
 
     Dense rows take the interpolation matrix: ``W' = W_I + W_D T_D^T`` (Chee et al., 2022). A row with zeros among
     its kept weights, made by an earlier pass, is solved on its own support so that they stay zero: the correction
-    ``d = argmin ||Z_D w_D - Z_S d||`` is added to what is there. Arguments as in :func:`fold_consumer`.
+    ``d = argmin ||Z_D w_D - Z_S d||`` is added to what is there. Arguments as in :func:`fold_consumer`; ``table`` is
+    T [k, C] where it is known.
     """
 
-    def __init__(self, gram: np.ndarray, kept: np.ndarray, *, preserve_zeros: bool) -> None:
-        self.gram, self.kept, self.preserve_zeros = gram, kept, preserve_zeros
+    def __init__(
+        self, gram: np.ndarray, kept: np.ndarray, *, preserve_zeros: bool, table: np.ndarray | None = None
+    ) -> None:
+        self.gram, self.kept, self.preserve_zeros, self._table = gram, kept, preserve_zeros, table
         self.dropped = np.setdiff1d(np.arange(len(gram)), kept)
 
     @cached_property
     def matrix(self) -> np.ndarray:
         """The dropped columns of T, float64 [k, C - k]."""
-        return np.asarray(interpolation(self.gram, self.kept, _RIDGE)[:, self.dropped])
+        table = interpolation(self.gram, self.kept, _RIDGE) if self._table is None else self._table
+        return np.asarray(table[:, self.dropped])
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Return rows [R, C], zero where channels are dropped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,17 @@ _RIDGE = 1e-10
 _BOUND = 10.0
 
 Statistics = Mapping[Tap, Any]
+
+
+class Reduced(NamedTuple):
+    """One space's kept channels (ascending), its row of the report, and T of consumers that read nothing else.
+
+    ``tables`` holds T [k, C] by the consumer's ``id``: what the report was made from need not be solved for again.
+    """
+
+    kept: np.ndarray
+    row: dict[str, Any]
+    tables: dict[int, np.ndarray]
 
 
 def tap_of(consumer: Consumer) -> Tap:
@@ -68,8 +79,8 @@ def positions(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> np
 
 def reduce_space(
     analysis: Analysis, space: ChannelSpace, width: int, statistics: Statistics, *, swap: bool = False
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the kept channel indices of one space, ascending, and its row of the report.
+) -> Reduced:
+    """Choose the channels that one space keeps.
 
     Several consumers share one set of channels: pivots of the sum of their Gram matrices, each scaled by its trace
     (methods 12.4). Where there are too few rows to tell a rank, the norms of the producers' weights fill up.
@@ -96,7 +107,19 @@ def reduce_space(
         "relative_error": max(errors),
         "largest_entry": max(float(np.abs(table).max(initial=0.0)) for table in tables),
     }
-    return kept, row if note is None else {**row, "note": note}
+    whole = {
+        id(consumer): table
+        for consumer, table in zip(space.consumers, tables, strict=True)
+        if _reads_alone(analysis, space, consumer)
+    }
+    return Reduced(kept, row if note is None else {**row, "note": note}, whole)
+
+
+def _reads_alone(analysis: Analysis, space: ChannelSpace, consumer: Consumer) -> bool:
+    """Return whether a consumer reads the channels of this space and nothing else, each once and in their order."""
+    shape, where = surgery.layout(analysis, consumer), positions(analysis, space, consumer)
+    assert shape is not None and where is not None
+    return len(shape.channels) == space.width and np.array_equal(where.T, [np.arange(space.width)])
 
 
 def _summed(grams: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -124,8 +147,12 @@ def fold(
     kept: Mapping[str, np.ndarray],
     statistics: Statistics,
     preserve_zeros: bool,
+    tables: Mapping[int, np.ndarray],
 ) -> None:
-    """Fold what is about to be dropped into every consumer of a space that is cut, each consumer once."""
+    """Fold what is about to be dropped into every consumer of a space that is cut, each consumer once.
+
+    ``tables`` holds T of some consumers, by ``id``, as :class:`Reduced` does.
+    """
     keep = analysis.keep_mask(kept)
     consumers = {id(c): c for space in cut if space.name in kept for c in space.consumers}
     for consumer in consumers.values():
@@ -137,7 +164,7 @@ def fold(
         if isinstance(found, TriangularResult):
             change = _from_factor(found, staying, preserve_zeros)
         else:
-            change = Folding(found.gram, staying, preserve_zeros=preserve_zeros)
+            change = Folding(found.gram, staying, preserve_zeros=preserve_zeros, table=tables.get(id(consumer)))
         surgery.rewrite_rows(consumer, shape, change)
 
 

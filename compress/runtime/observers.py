@@ -10,7 +10,7 @@ import numpy as np
 # Rows converted to float64 at once: bounds the extra memory to some tens of megabytes.
 _CHUNK = 1 << 22
 # Positions of one example that are looked at; where a map has more, the same random ones of every example.
-_PLACES = 4096
+_PLACES = 2048
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Rows:
     """The rows over channels of one axis of a tensor.
 
     ``axis`` is the axis that carries channels; it is read as ``outer`` x C x ``inner`` (a flattened map repeats
-    each channel ``inner`` times), every other position is a row. Of maps with more than 4,096 positions that many
+    each channel ``inner`` times), every other position is a row. Of maps with more than 2,048 positions that many
     are taken, drawn once: second moments are averages, and neighbours tell little that is new.
     """
 
