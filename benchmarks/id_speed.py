@@ -24,6 +24,8 @@ import numpy as np
 PUBLISHED = "id(keep=0.7,reconstruct=none,select=pivots)"
 # What the peers drop of every layer's channels.
 DROPPED = 0.3
+# Seconds after which something is given up.
+LIMIT = 1200
 PEERS = ("torch-pruning, L1 norm, no data", "onnxsim, structured, L2 norm, no data", "onnxsim, structured Wanda")
 
 
@@ -142,7 +144,11 @@ def main() -> None:
         for task in tasks:
             recipe = task[-1]
             command = [sys.executable, __file__, *task]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            try:
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                print(f"| {given.network} | `{recipe}` | not done after {LIMIT} s of wall time | | | | |", flush=True)
+                continue
             spent, passed, memory, share = (float(part) for part in done.stdout.split()[-4:])
             base = base or spent
             cells = [given.network, f"`{recipe}`", f"{spent:.1f}", f"{passed:.1f}", f"{memory:.2f}", f"{share:.4f}"]
