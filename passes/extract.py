@@ -50,6 +50,7 @@ class Extract:
     outputs: str | None = option(None, str, "tensors where it ends, such as c;d; default: the outputs of the model")
 
     name: ClassVar[str] = "extract"
+    example: ClassVar[str] = "extract(recipe=(id(flops=0.5)),inputs=a,outputs=b)"
     summary: ClassVar[str] = "runs a recipe on the part of the model between named tensors"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()

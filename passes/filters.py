@@ -10,6 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
+from onnxprune.errors import DataError
+from onnxprune.fit.cutting import Cutter, refittable
+from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing, plan_spaces, reached
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
@@ -23,7 +26,8 @@ class Filters:
     """Drop the channels whose producing weights are smallest, summed over every producer of a space.
 
     Li, Kadav, Durdanovic, Samet, Graf (2017) rank filters by L1 norm; with coupled channels the norms of all
-    producers count (Fang et al., 2023). Nothing makes up for what goes: see ``id`` for that.
+    producers count (Fang et al., 2023). Nothing makes up for what goes unless ``reconstruct`` says so: then whatever
+    reads the cut channels is solved for anew on calibration data (He, Zhang, Sun, 2017).
     """
 
     keep: float | None = option(None, float, "fraction of channels kept in every space", low=0.0, above=True, high=1.0)
@@ -42,18 +46,26 @@ class Filters:
     scope: str = option(
         "space", str, "rank channels within every space, or in all spaces together", choices=("space", "global")
     )
+    reconstruct: str = option(
+        "none",
+        str,
+        "refit readers on the original's inputs, everything behind a cut on the compressed prefix, or nothing",
+        choices=("none", "symmetric", "asymmetric"),
+    )
     align: str = option("1", str, "widths are multiples of this number; auto takes the processor's block")
     only: str | None = option(None, str, "cut only spaces with these nodes: names, globs, re:..., parted by ;")
     ignore: str | None = option(None, str, "never cut spaces with these nodes: names, globs, re:..., parted by ;")
 
     name: ClassVar[str] = "filters"
-    summary: ClassVar[str] = "drops channels with the smallest weights (structured magnitude); needs no data"
+    summary: ClassVar[str] = "drops channels with the smallest weights (structured magnitude); refits only if asked to"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     default_size: ClassVar[tuple[str, float]] = ("flops", 0.9)
 
     def __post_init__(self) -> None:
         check_options(self)
+        # What a refit needs, the pass needs: the class itself knows of no options yet.
+        object.__setattr__(self, "needs", frozenset({"calibration"} if self.reconstruct != "none" else ()))
         Sizing.of(self)
         Selection.parse(self.name, self.only, self.ignore)
 
@@ -62,31 +74,47 @@ class Filters:
         return Selection.parse(self.name, self.only, self.ignore)
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
-        """Nothing: the weights alone decide."""
+        """Nothing: the weights alone decide, and a refit goes through the model piece by piece."""
         return {}
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the widths that the size gives (the same fraction everywhere) and the range that it could have."""
         analysis = spaces.analyse(prepare(model))
-        chosen, skipped = self._selection.spaces(analysis)
+        chosen, skipped = self._chosen(analysis, context)
         return plan_spaces(self, analysis, chosen, skipped, context)
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
-        """Return the model with narrower spaces; kept counts are in ``numbers["layers"]``."""
-        scored = self._scored(model)
+        """Return the model with narrower spaces; kept counts are in ``numbers["layers"]``.
+
+        Raises:
+            DataError: A refit is asked for and there is no calibration data, or an activation is NaN or infinite.
+        """
+        scored = self._scored(model, context)
         return self._cut(scored, scored.analysis, context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
         """Return what :meth:`apply` gives for a fraction of the FLOPs; the scores are worked out once."""
-        scored = self._scored(model)
+        scored = self._scored(model, context)
         # Cutting rewrites the analysed model, so that every size starts from a fresh one.
         return lambda flops: replace(self, flops=flops)._cut(scored, spaces.analyse(prepare(model)), context)
 
-    def _scored(self, model: ir.Model) -> _Scored:
+    def _chosen(self, analysis: Analysis, context: Context) -> tuple[list[ChannelSpace], dict[str, str]]:
+        """Return the spaces to cut, and why others are left alone; with a refit, those whose readers take one."""
+        if self.reconstruct == "none":
+            return self._selection.spaces(analysis)
+        return refittable(analysis, self._selection, context.inputs)
+
+    def _scored(self, model: ir.Model, context: Context) -> _Scored:
         analysis = spaces.analyse(prepare(model))
-        chosen, skipped = self._selection.spaces(analysis)
+        chosen, skipped = self._chosen(analysis, context)
         scores = {space.name: channel_scores(analysis, space, self.norm) for space in chosen}
-        return _Scored(analysis, chosen, skipped, scores)
+        if self.reconstruct == "none" or self.keep == 1.0:
+            return _Scored(analysis, chosen, skipped, scores, None)
+        if context.examples is None:
+            raise DataError(f"filters: reconstruct={self.reconstruct} needs calibration data; give --data or --calib")
+        fit = Fit(asymmetric=self.reconstruct == "asymmetric")
+        cutter = Cutter(model, context, fit, lambda other: self._chosen(other, context))
+        return _Scored(analysis, chosen, skipped, scores, cutter)
 
     def _cut(self, scored: _Scored, analysis: Analysis, context: Context) -> StepResult:
         """Cut the model of ``analysis``, which is that of ``scored`` or another one of the same model."""
@@ -100,14 +128,20 @@ class Filters:
             else sizing.ranked(scored.analysis, pooled, context)
         )
         kept = {name: strongest(scores[name], width) for name, width in widths.items() if width < len(scores[name])}
-        if kept:
-            surgery.cut(analysis, kept)
-            record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
-        result = finish(analysis.model)
+        refits: dict[str, Any] = {}
+        if scored.cutter is not None:
+            cut = scored.cutter.cut(widths, kept)
+            result, refits = cut.model, {"refits": cut.refits}
+        else:
+            if kept:
+                surgery.cut(analysis, kept)
+                record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
+            result = finish(analysis.model)
         warnings = (
             () if chosen else (f"{self.name} found no channels that it can cut; the reasons are listed with the step",)
         )
-        numbers = {"spaces": len(chosen), "layers": [_row(space, widths[space.name]) for space in chosen]}
+        rows = [_row(space, widths[space.name]) for space in chosen]
+        numbers = {"spaces": len(chosen), "layers": rows, **refits}
         return StepResult(
             result, scored.skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(widths))
         )
@@ -121,6 +155,7 @@ class _Scored:
     chosen: Sequence[ChannelSpace]
     skipped: Mapping[str, str]
     scores: Mapping[str, np.ndarray]
+    cutter: Cutter | None
 
 
 def channel_scores(analysis: Analysis, space: ChannelSpace, norm: str) -> np.ndarray:

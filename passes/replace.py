@@ -39,6 +39,7 @@ class Replace:
     ignore: str | None = option(None, str, "never replace matches with these nodes: names, globs, re:..., parted by ;")
 
     name: ClassVar[str] = "replace"
+    example: ClassVar[str] = "replace(pattern='Mul(x, Sigmoid(x))',by='trt.plugins::Swish(x)')"
     summary: ClassVar[str] = "puts one operator or TensorRT plugin in the place of a pattern of operators"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()

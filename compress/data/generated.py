@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +14,13 @@ from onnxprune.data.arrays import array_examples
 from onnxprune.data.examples import Examples, Rows
 from onnxprune.data.inputs import Array, InputSpec, shape_text
 from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.script import function_of, loaded
 from onnxprune.data.synthetic import Look, Match, draw, plain_look
 from onnxprune.errors import DataError
 
 RANDOM_COUNT = 256
 # Bytes of drawn images that one source keeps.
 _KEPT = 256 << 20
-_MODULE = "onnxprune_data_script"
 
 
 def open_script(
@@ -39,7 +36,7 @@ def open_script(
         raise DataError(f"no such script: {path!r}; script.py:function needs an existing file")
     batches: list[dict[str, Array]] = []
     try:
-        with _loaded(path) as module:
+        with loaded(path) as module:
             for batch in _batches(module, function, source):
                 batches.append(_checked(batch, len(batches), batches, source))
     except DataError:
@@ -127,31 +124,8 @@ def _draw(rng: np.random.Generator, want: InputSpec, look: Look | None, shape: t
     return rng.integers(0, 2 if want.dtype.kind == "b" else 10, size=shape).astype(want.dtype)
 
 
-@contextmanager
-def _loaded(path: str) -> Iterator[ModuleType]:
-    """Import a script for the time of the block, with its folder importable as when it is run itself."""
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"{path} cannot be imported as a Python script")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(Path(path).resolve().parent)
-    sys.path.insert(0, folder)
-    sys.modules[_MODULE] = module  # dataclasses and pickle look their module up here
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.modules.pop(_MODULE, None)
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
 def _batches(module: ModuleType, function: str, source: str) -> Iterable[Any]:
-    maker = getattr(module, function, None)
-    if not callable(maker):
-        there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise DataError(f"{source}: the script has no function {function!r}; it has {', '.join(there) or 'none'}")
-    made = maker()
+    made = function_of(module, function, source)()
     if isinstance(made, Mapping):
         return [made]
     if not isinstance(made, Iterable):

@@ -31,12 +31,15 @@ class Split:
         choosing: what calibration left of its source, for searches; None if nothing was left.
         evaluation: what agreement and accuracy are measured on.
         warnings: what the report should say, those of the examples included.
+        drawn: how many examples of one source for everything were drawn for calibration, before classes were left
+            out; None where calibration has a source, or a split, of its own.
     """
 
     calibration: Examples | None
     choosing: Examples | None
     evaluation: Examples | None
     warnings: tuple[str, ...] = ()
+    drawn: int | None = None
 
 
 def split_data(
@@ -135,6 +138,7 @@ class _Shares:
             pool.take(left) if left.size else None,
             pool.take(judged),
             warnings + notes,
+            wanted,
         )
 
     def two(self, calib: DataLike, judge: DataLike, warnings: tuple[str, ...] = ()) -> Split:
@@ -280,7 +284,13 @@ def _capped(purpose: str, asked: int | None, there: int, source: str) -> tuple[s
     return (f"{purpose}: {asked} examples were asked for, {source} has {there}; all were taken",)
 
 
-def _split(calibration: Examples, choosing: Examples | None, evaluation: Examples, warnings: tuple[str, ...]) -> Split:
+def _split(
+    calibration: Examples,
+    choosing: Examples | None,
+    evaluation: Examples,
+    warnings: tuple[str, ...],
+    drawn: int | None = None,
+) -> Split:
     """Gather the warnings, each once."""
     every = dict.fromkeys((*warnings, *calibration.warnings, *evaluation.warnings))
-    return Split(calibration, choosing, evaluation, tuple(every))
+    return Split(calibration, choosing, evaluation, tuple(every), drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -228,10 +229,8 @@ def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
     if not plain or bodies or not inputs or any(data is None for data in inputs):
         return None
     feeds = {str(v.name): data for v in node.inputs if v is not None and (data := array(v)) is not None}
-    try:
-        with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(_single(node, feeds, version)).run(None, feeds)
-    except _EVALUATION_ERRORS:
+    results = compute(node, feeds, version)
+    if results is None:
         return None  # an operator that the reference cannot run stays as it is
     given = sum(data.nbytes for data in feeds.values())
     if any(not isinstance(r, np.ndarray | np.generic) or r.dtype.kind in "OSU" for r in results):
@@ -241,6 +240,15 @@ def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
     if any(t is not None and t != ir.DataType.from_numpy(a.dtype) for t, a in zip(declared, arrays, strict=True)):
         return None  # the reference computed in another type than the graph would
     return arrays if sum(a.nbytes for a in arrays) <= given + _GROWTH_LIMIT else None
+
+
+def compute(node: ir.Node, feeds: dict[str, np.ndarray], version: int) -> list[Any] | None:
+    """Return what a node gives for arrays by input name, or None where the reference cannot run it."""
+    try:
+        with np.errstate(all="ignore"):
+            return list(ReferenceEvaluator(_single(node, feeds, version)).run(None, feeds))
+    except _EVALUATION_ERRORS:
+        return None
 
 
 def _single(node: ir.Node, feeds: dict[str, np.ndarray], version: int) -> onnx.ModelProto:

@@ -10,13 +10,13 @@ from onnxprune.graph.labels import Labels, Rule, Tracer
 from onnxprune.graph.rewrites import Entry
 
 # fmt: off
-_UNARY = (
+UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip", "Cos",
     "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
     "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
     "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )
-_BROADCAST = (
+BROADCAST = (
     "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
 )
@@ -151,7 +151,7 @@ def reduce(tracer: Tracer, node: ir.Node) -> None:
     """Reductions over axes that carry no channels; a reduction over channels mixes them."""
     value, out = node.inputs[0], node.outputs[0]
     labels = tracer.axes(value)
-    axes = _reduced(node, len(labels))
+    axes = reduced_axes(node, len(labels))
     if axes is None:
         return tracer.refuse(node, "its axes are computed")
     for axis in axes:
@@ -162,7 +162,8 @@ def reduce(tracer: Tracer, node: ir.Node) -> None:
     return None
 
 
-def _reduced(node: ir.Node, rank: int) -> set[int] | None:
+def reduced_axes(node: ir.Node, rank: int) -> set[int] | None:
+    """Return the axes that a reduction runs over, or None where they are computed."""
     attribute = node.attributes.get("axes")
     if attribute is not None:
         return {int(axis) % rank for axis in attribute.as_ints()}
@@ -186,9 +187,9 @@ def along_axis(tracer: Tracer, node: ir.Node) -> None:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_UNARY, pass_through),
+    **dict.fromkeys(UNARY, pass_through),
     **dict.fromkeys(_POOLS, pool),
-    **dict.fromkeys(_BROADCAST, broadcast),
+    **dict.fromkeys(BROADCAST, broadcast),
     **{f"Reduce{kind}": reduce for kind in _REDUCTIONS},
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along_axis),
     "Shape": shape,

@@ -20,11 +20,20 @@ def _patterns(owner: str, option: str, text: str | None) -> tuple[re.Pattern[str
             raise OptionError(
                 f"{owner}: {option}='{text}' has an empty pattern; give names, globs or re:..., parted by ;"
             )
-        try:
-            found.append(re.compile(part[3:] if part.startswith("re:") else fnmatch.translate(part)))
-        except re.error as error:
-            raise OptionError(f"{owner}: {option}='{part}' is not a regular expression: {error}") from error
+        found.append(compiled(owner, option, part))
     return tuple(found)
+
+
+def compiled(owner: str, option: str, part: str) -> re.Pattern[str]:
+    """Return one name, glob or ``re:`` pattern, to be matched against whole names.
+
+    Raises:
+        OptionError: It is not a regular expression.
+    """
+    try:
+        return re.compile(part[3:] if part.startswith("re:") else fnmatch.translate(part))
+    except re.error as error:
+        raise OptionError(f"{owner}: {option}='{part}' is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_scripts_that_fail(body: str, message: str, tmp_path: Path) -> None:
     told = str(caught.value)
     assert told.startswith(spec)
     assert told.removeprefix(spec).lstrip(": ") == message.strip()
-    assert "onnxprune_data_script" not in sys.modules
+    assert "onnxprune_user_script" not in sys.modules
 
 
 def test_missing_script() -> None:

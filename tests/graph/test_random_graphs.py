@@ -12,9 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onnxprune.contract import Context
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import cleanup, finish, prepare
+from onnxprune.graph.cost import measure
 from onnxprune.graph.fold_bn import fold_batch_norms
+from onnxprune.passes.zero_groups import ZeroGroups
 
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
@@ -316,3 +319,56 @@ def test_random_graphs(net: Any, run_model: Any, feeds: Any, cut_equals_masked: 
 @given(data=st.data())
 def test_many_random_graphs(net: Any, run_model: Any, feeds: Any, cut_equals_masked: Any, data: Any) -> None:
     check(net, run_model, feeds, cut_equals_masked, data)
+
+
+def with_zeros(model: onnx.ModelProto, seed: int, share: float) -> onnx.ModelProto:
+    """Zero whole slices of weights along their first two axes, and some biases and normalisation parameters."""
+    rng = np.random.default_rng(seed)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        data = onnx.numpy_helper.to_array(tensor).copy()
+        if data.dtype.kind != "f":
+            continue
+        for axis in range(min(data.ndim, 2)):
+            chosen = rng.random(data.shape[axis]) < share
+            np.moveaxis(data, axis, 0)[chosen] = 0
+        tensor.CopyFrom(onnx.numpy_helper.from_array(data, tensor.name))
+    return result
+
+
+def check_null(net: Any, run_model: Any, feeds: Any, data: Any) -> None:
+    model = with_zeros(grow(net, data.draw), data.draw(st.integers(0, 1000)), data.draw(st.sampled_from([0.3, 0.7])))
+    before = model.SerializeToString(deterministic=True)
+    source = ir.serde.deserialize_model(model)
+    once = ZeroGroups().apply(source, Context(source, measure(source), {}, seed=0))
+    result = ir.serde.serialize_model(once.model)
+    onnx.checker.check_model(result, full_check=True)
+    inputs = feeds(model)
+    want, got = run_model(model, inputs), run_model(result, inputs)
+    close = max(tolerance_of(model), 1e-5)
+    for name in want:
+        np.testing.assert_allclose(
+            got[name], want[name], rtol=close, atol=close * max(1, np.nanmax(np.abs(want[name])))
+        )
+    assert ir.serde.serialize_model(source).SerializeToString(deterministic=True)
+    assert model.SerializeToString(deterministic=True) == before
+    twice = ZeroGroups().apply(once.model, Context(source, measure(source), {}, seed=0))
+    assert twice.numbers["channels_removed"] == twice.numbers["branches_dropped"] == 0
+    assert ir.serde.serialize_model(twice.model).SerializeToString(deterministic=True) == result.SerializeToString(
+        deterministic=True
+    )
+    assert measure(once.model).macs <= measure(source).macs
+
+
+@settings(max_examples=40, **QUIET)
+@given(data=st.data())
+def test_null_groups_leave_random_graphs(net: Any, run_model: Any, feeds: Any, data: Any) -> None:
+    check_null(net, run_model, feeds, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **QUIET)
+@given(data=st.data())
+def test_null_groups_leave_many_random_graphs(net: Any, run_model: Any, feeds: Any, data: Any) -> None:
+    check_null(net, run_model, feeds, data)

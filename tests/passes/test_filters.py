@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.contract import Context
-from onnxprune.errors import OptionError
+from onnxprune.errors import DataError, OptionError
 from onnxprune.graph import spaces
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import measure
@@ -120,3 +120,92 @@ def test_refusals(options: dict[str, Any], sentence: str) -> None:
 
 def test_ties_go_to_the_lowest_index() -> None:
     assert strongest(np.array([1.0, 2.0, 2.0, 1.0, 1.0]), 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("keep", [0.75, 0.5])
+def test_a_refit_never_costs_on_calibration_data(
+    conv_net: Callable[..., onnx.ModelProto], apply: Any, run_model: Any, kind: str, keep: float
+) -> None:
+    proto = conv_net(2, channels=(16, 24), hidden=40)
+    data = {"input": np.random.default_rng(3).standard_normal((400, 1, 12, 12)).astype(np.float32)}
+    want = run_model(proto, data)["logits"]
+    plain, _ = apply(proto, f"filters(keep={keep})", data)
+    result, step = apply(proto, f"filters(keep={keep},reconstruct={kind})", data)
+    # The same channels stay, whatever makes up for the others.
+    assert read_kept(result) == read_kept(plain)
+    errors = [float(np.square(run_model(each, data)["logits"] - want).sum()) for each in (result, plain)]
+    assert errors[0] < 0.5 * errors[1]
+    assert {row["node"] for row in step.result.numbers["refits"]} >= {"conv2", "fc1", "fc2"}
+    assert all(row["error_fitted"] <= row["error_folded"] + 1e-9 for row in step.result.numbers["refits"])
+    assert step.result.numbers["layers"] == [
+        {"space": name, "width": width, "kept": int(keep * width)}
+        for name, width in (("conv1", 16), ("conv2", 24), ("fc1", 40))
+    ]
+
+
+def test_a_refit_with_nothing_to_cut_is_neutral(
+    conv_net: Callable[..., onnx.ModelProto], apply: Any, run_model: Any
+) -> None:
+    data = {"input": np.random.default_rng(3).standard_normal((20, 1, 12, 12)).astype(np.float32)}
+    for text in ("filters(keep=1,reconstruct=asymmetric)", "filters(flops=1,reconstruct=symmetric)"):
+        result, _ = apply(conv_net(2), text, data)
+        np.testing.assert_allclose(
+            run_model(result, data)["logits"], run_model(conv_net(2), data)["logits"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_refit_needs_data(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
+    assert Filters().needs == frozenset()
+    assert Filters(reconstruct="symmetric").needs == {"calibration"}
+    with pytest.raises(DataError, match="filters: reconstruct=symmetric needs calibration data"):
+        apply(conv_net(2), "filters(keep=0.5,reconstruct=symmetric)")
+
+
+def test_prepared_sizes_share_one_cutter(conv_net: Callable[..., onnx.ModelProto], apply: Any) -> None:
+    data = {"input": np.random.default_rng(3).standard_normal((60, 1, 12, 12)).astype(np.float32)}
+    found = []
+
+    class Tried(Filters):
+        def apply(self, model: ir.Model, context: Context) -> Any:
+            found.append(self.prepared(model, context)(0.5))
+            return super().apply(model, context)
+
+    apply(conv_net(2), [Tried(flops=0.5, reconstruct="asymmetric")], data)
+    result, _ = apply(conv_net(2), "filters(flops=0.5,reconstruct=asymmetric)", data)
+    for name, value in result.graph.initializers.items():
+        np.testing.assert_array_equal(
+            found[0].model.graph.initializers[name].const_value.numpy(), value.const_value.numpy()
+        )
+
+
+def test_spaces_whose_readers_take_no_refit_are_left_alone(net: Any, apply: Any, images: Any) -> None:
+    build = net(6, 8)
+    left, right = (build.matmul("x", 8, 10, name=name) for name in "qk")
+    scores = build.node("MatMul", left, build.node("Transpose", right, perm=[0, 2, 1]), name="scores")
+    proto = build.model(build.matmul(scores, 6, 3, name="last", last=True))
+    _, plain = apply(proto, "filters(keep=0.5)")
+    assert [row["space"] for row in plain.result.numbers["layers"]] == ["q"]
+    _, step = apply(proto, "filters(keep=0.5,reconstruct=symmetric)", images(40, 6, 8))
+    assert step.result.numbers["layers"] == []
+    assert step.result.skipped["q"] == "'scores' multiplies them with other computed channels"
+
+
+@pytest.mark.parametrize(
+    "text", ["filters(keep=0.5)", "filters(keep=0.5,reconstruct=asymmetric)", "id(keep=0.5)", "surp"]
+)
+def test_half_precision_models_are_taken_as_they_are(
+    text: str, net: Any, apply: Any, images: Any, run_model: Any
+) -> None:
+    build = net(3, 8, 8, twins=True, dtype=np.float16)
+    value = build.relu(build.conv(build.relu(build.conv("x", 3, 8, name="one")), 8, 8, name="two"))
+    proto = build.model(build.head(value, 8))
+    data = images(64, 3, 8, 8, dtype=np.float16)
+    result, _ = apply(proto, text, data)
+    assert {v.const_value.numpy().dtype for n, v in result.graph.initializers.items() if n.endswith((".w", ".b"))} == {
+        np.dtype(np.float16)
+    }
+    got, want = (run_model(model, data)["head_out"].astype(np.float64) for model in (result, proto))
+    assert np.isfinite(got).all()
+    if text.startswith("id"):
+        assert np.abs(got - want).max() <= 0.2 * np.abs(want).max()

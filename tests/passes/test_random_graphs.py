@@ -56,7 +56,12 @@ def test_redundant_channels_are_free(
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(
-    "text", ["surp(sparsity=0.5),id(flops=0.6)", "fold_bn,id(keep=0.4),cleanup,id(keep=0.7,preserve_zeros=no)"]
+    "text",
+    [
+        "surp(sparsity=0.5),id(flops=0.6)",
+        "fold_bn,id(keep=0.4),cleanup,id(keep=0.7,preserve_zeros=no)",
+        "ispasp(keep=0.6,fold=true),ispasp(keep=0.7,prefix=true,importance=energy),ispasp(flops=0.5)",
+    ],
 )
 def test_recipes_give_sound_models(seed: int, text: str, net: Any, apply: Any, images: Any, run_model: Any) -> None:
     proto = drawn(net, seed, twins=False)
