@@ -16,20 +16,42 @@ from typing import Any, cast
 from onnxprune.budget import Target
 from onnxprune.contract import OptionSpec, Pass, options_of
 from onnxprune.errors import OptionError
+from onnxprune.recipe_text import (
+    LISTS,
+    QUOTES,
+    SIZES,
+    canonical,
+    deciders,
+    joined,
+    options,
+    read_yaml,
+    to_yaml,
+    written,
+)
+
+__all__ = [
+    "PASSES", "SIZES", "bare", "canonical", "nearest", "options", "parse", "pass_class", "sized", "to_yaml", "written",
+]  # fmt: skip
 
 PASSES: dict[str, str] = {
     "surp": "onnxprune.passes.surp:Surp",
     "id": "onnxprune.passes.id:Id",
     "magnitude": "onnxprune.passes.magnitude:Magnitude",
     "filters": "onnxprune.passes.filters:Filters",
+    "pca": "onnxprune.passes.pca:Pca",
+    "lrank": "onnxprune.passes.lrank:LRank",
+    "auto": "onnxprune.passes.auto:Auto",
+    "ispasp": "onnxprune.passes.ispasp:Ispasp",
     "fold_bn": "onnxprune.passes.fold_bn:FoldBn",
     "cleanup": "onnxprune.passes.cleanup:Cleanup",
     "extract": "onnxprune.passes.extract:Extract",
     "replace": "onnxprune.passes.replace:Replace",
+    "zero_groups": "onnxprune.passes.zero_groups:ZeroGroups",
+    "int8": "onnxprune.passes.int8:Int8",
+    "dequantize": "onnxprune.passes.dequantize:Dequantize",
+    "custom": "onnxprune.passes.custom:Custom",
 }
-SIZES = ("keep", "flops", "params", "bytes", "latency", "sparsity")
 _STEP = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
-_QUOTES = "\"'"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -85,16 +107,23 @@ def _inner(owner: str, spec: OptionSpec, given: Any) -> tuple[Pass, ...]:
 
 def _steps(recipe: str) -> list[tuple[str, dict[str, Any]]]:
     if recipe.endswith((".yaml", ".yml")):
-        return _from_yaml(Path(recipe))
+        return [_from_entry(f"recipe file '{recipe}'", entry) for entry in read_yaml(Path(recipe))]
     return [_step(part) for part in _split(recipe)]
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside parentheses and quotes; a quote opens only right after an equals sign."""
-    parts, depth, start, quote, before = [], 0, 0, "", ""
+    """Split at commas outside parentheses and quotes; a quote opens only right after an equals sign.
+
+    Two quotes within quotes are one that belongs to the value.
+    """
+    parts, depth, start, quote, before, paired = [], 0, 0, "", "", False
     for position, letter in enumerate(text):
-        if quote or (letter in _QUOTES and before == "="):
-            quote = "" if letter == quote else quote or letter
+        if quote:
+            closes = letter == quote and not paired
+            paired = closes and text[position + 1 : position + 2] == quote
+            quote = "" if closes and not paired else quote
+        elif letter in QUOTES and before == "=":
+            quote = letter
         else:
             depth += (letter == "(") - (letter == ")")
             if depth < 0:
@@ -119,6 +148,8 @@ def _step(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     for item in _split(inside) if inside.strip() else []:
         key, equals, value = item.partition("=")
+        if not equals and not options and (plain := _positional(name)):
+            key, equals, value = plain, "=", item
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise OptionError(f"recipe step '{text.strip()}': '{item.strip()}' is not of the form option=value")
@@ -128,36 +159,14 @@ def _step(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def _positional(name: str) -> str:
+    """Return the option that a pass takes without its name, as the first one; empty where there is none."""
+    return str(getattr(pass_class(name), "positional", "")) if name in PASSES else ""
+
+
 def _unquoted(value: str) -> str:
-    quoted = len(value) > 1 and value[0] in _QUOTES and value[-1] == value[0]
-    return value[1:-1] if quoted else value
-
-
-def _from_yaml(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    import yaml
-
-    if not path.is_file():
-        raise OptionError(f"recipe file '{path}' does not exist")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"recipe file '{path}' cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"recipe file '{path}' is not YAML: {_fault(error)}") from error
-    passes = content.get("passes") if isinstance(content, Mapping) else content
-    if not isinstance(passes, list):
-        raise OptionError(
-            f"recipe file '{path}' needs a list under 'passes', for example passes: [surp, {{id: {{flops: 0.5}}}}]"
-        )
-    unknown = [key for key in content if key != "passes"] if isinstance(content, Mapping) else []
-    if unknown:
-        raise OptionError(f"recipe file '{path}': unknown key '{unknown[0]}'; only 'passes' is read")
-    return [_from_entry(f"recipe file '{path}'", entry) for entry in passes]
-
-
-def _fault(error: Exception) -> str:
-    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    return f"{problem} (line {mark.line + 1})" if problem and mark else str(error).splitlines()[0]
+    quoted = len(value) > 1 and value[0] in QUOTES and value[-1] == value[0]
+    return value[1:-1].replace(2 * value[0], value[0]) if quoted else value
 
 
 def _from_entry(where: str, entry: object) -> tuple[str, dict[str, Any]]:
@@ -165,6 +174,8 @@ def _from_entry(where: str, entry: object) -> tuple[str, dict[str, Any]]:
         return _step(entry)
     if isinstance(entry, Mapping) and len(entry) == 1:
         name, options = next(iter(entry.items()))
+        if isinstance(options, str) and _positional(str(name)):
+            options = {_positional(str(name)): options}
         if options is None or isinstance(options, Mapping):
             return str(name).replace("-", "_"), {str(k).replace("-", "_"): v for k, v in (options or {}).items()}
     raise OptionError(f"{where}: {entry!r} is not a pass name or {{name: {{option: value}}}}")
@@ -184,6 +195,8 @@ def _value(owner: str, spec: OptionSpec, given: Any) -> Any:
     refusal = OptionError(f"{owner}: {spec.name}={given} is not accepted; give {spec.accepted}")
     if spec.kind is tuple:
         return _inner(owner, spec, given)
+    if isinstance(given, list) and spec.kind is str and spec.name in LISTS:
+        return joined(f"{owner}: {spec.name}", given)
     if spec.kind is bool:
         word = str(given).lower()
         if word not in _TRUE + _FALSE:
@@ -202,9 +215,7 @@ def _fill_targets(steps: list[tuple[str, dict[str, Any]]], targets: Sequence[Tar
     """Give each target to the last pass that takes it and names no size of its own, in place."""
     for target in targets:
         takers = [
-            options
-            for name, options in steps
-            if _takes(name, target) and not _deciders(pass_class(name)) & set(options)
+            options for name, options in steps if _takes(name, target) and not deciders(pass_class(name)) & set(options)
         ]
         if not takers:
             able = [name for name, _ in steps if _takes(name, target)]
@@ -218,52 +229,12 @@ def _takes(name: str, target: Target) -> bool:
     return any(spec.name == target.name and spec.kind is float for spec in options_of(pass_class(name)))
 
 
-def _deciders(item: Any) -> frozenset[str]:
-    """Return the options that say how far a pass goes: sizes, and the ones of its class variable ``stops``."""
-    return frozenset(SIZES) | getattr(item, "stops", frozenset())
-
-
 def bare(item: Pass) -> bool:
     """Tell whether a pass takes a size and nothing says how far it goes."""
-    return hasattr(item, "default_size") and not any(getattr(item, name, None) is not None for name in _deciders(item))
+    return hasattr(item, "default_size") and not any(getattr(item, name, None) is not None for name in deciders(item))
 
 
 def sized(item: Pass, value: float) -> Pass:
     """Return a bare pass with a size in the currency of its default."""
     changed: Pass = dataclasses.replace(cast("Any", item), **{cast("Any", item).default_size[0]: value})
     return changed
-
-
-def options(item: Pass) -> dict[str, Any]:
-    """Return the options of a pass that differ from their defaults, and the size that a bare pass uses.
-
-    Passes within a pass are given as the text of their recipe, in parentheses.
-    """
-    pairs = [(spec, getattr(item, spec.name)) for spec in options_of(type(item))]
-    given = {
-        spec.name: f"({canonical(value)})" if spec.kind is tuple else value
-        for spec, value in pairs
-        if value != spec.default
-    }
-    default = getattr(item, "default_size", None)
-    if default is not None and not _deciders(item) & set(given):
-        return {default[0]: default[1], **given}
-    return given
-
-
-def canonical(passes: Iterable[Pass]) -> str:
-    """Return the recipe that gives these passes, with the size of a bare one written out."""
-    return ",".join(_written(item) for item in passes)
-
-
-def _written(item: Pass) -> str:
-    nested = {spec.name for spec in options_of(type(item)) if spec.kind is tuple}
-    texts = [f"{name}={value if name in nested else _text(value)}" for name, value in options(item).items()]
-    return f"{item.name}({','.join(texts)})" if texts else item.name
-
-
-def _text(value: Any) -> str:
-    """Write a value as the parser reads it: quoted where it holds something that the parser would cut at."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    plain = text and text == text.strip() and not set(text) & {*",()=", *_QUOTES}
-    return text if plain else next((f"{q}{text}{q}" for q in _QUOTES if q not in text), text)

@@ -75,3 +75,30 @@ def test_the_table_of_proofs_is_right() -> None:
             n = int(cell.replace(",", ""))
             assert lower_bound(n - int(flips), n) >= rate
             assert lower_bound(n - 1 - int(flips), n - 1) < rate
+
+
+def test_the_page_on_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (PAGE.parent / "recipes.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    texts = [text for kind, text in found if kind == "text"]
+    for line in texts[0].splitlines():
+        assert recipe.parse(line)
+    (content,) = [text for kind, text in found if kind == "yaml"]
+    (tmp_path / "recipe.yaml").write_text(content, encoding="utf-8")
+    passes = recipe.parse(str(tmp_path / "recipe.yaml"))
+    assert recipe.canonical(passes) == (
+        "surp(sparsity=0.8),id(flops=0.5,only='layer1.*;layer2.*'),cleanup,"
+        "extract(recipe=(id(flops=0.5),cleanup),outputs=logits)"
+    )
+    (code,) = [text for kind, text in found if kind == "python"]
+    exec(compile(code, "recipes.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == texts[1].strip()
+
+
+def test_the_page_on_recipes_names_every_key_of_the_metadata() -> None:
+    from onnxprune.api import provenance
+
+    page = (PAGE.parent / "recipes.md").read_text(encoding="utf-8")
+    keys = [value for name, value in vars(provenance).items() if name.isupper() and str(value).startswith("onnxprune.")]
+    assert len(keys) == 8
+    assert all(f"| `{key}` |" in page for key in keys)

@@ -8,6 +8,7 @@ from onnxprune.api.comparing import Evaluation, compare, evaluate
 from onnxprune.api.compressing import Result, compress
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.receiving import Stream, open_stream
+from onnxprune.api.replaying import replay
 from onnxprune.api.sizing import size_table
 from onnxprune.report.bench import BenchResult
 from onnxprune.report.sizes import SizeTable
@@ -29,5 +30,6 @@ __all__ = [
     "encode",
     "evaluate",
     "open_stream",
+    "replay",
     "size_table",
 ]

@@ -10,16 +10,20 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune import pipeline, recipe
+from onnxprune.api import provenance
+from onnxprune.api.judging import after_every_step, runnable
 from onnxprune.api.opening import ModelLike, input_shapes, open_model, open_runtime, open_split, task
 from onnxprune.api.options import Gates, Options
+from onnxprune.api.ordering import undone
+from onnxprune.api.provenance import Calibration, Draw, Record, Repeated
 from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
 from onnxprune.api.searching import LOOKS, open_search, searches
 from onnxprune.budget import Target, parse_target
 from onnxprune.contract import Pass, takes_calibration
-from onnxprune.data import DataLike
+from onnxprune.data import DataLike, Examples, Fingerprint, Split
 from onnxprune.errors import DataError
 from onnxprune.evaluate.intervals import check_confidence
-from onnxprune.evaluate.streaming import judge
+from onnxprune.evaluate.streaming import fingerprint_of, judge
 from onnxprune.graph import io, sparse
 from onnxprune.graph.cost import measure
 from onnxprune.report import report as schema
@@ -28,15 +32,25 @@ from onnxprune.report.figures import amount
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The outcome of :func:`compress`: a model in memory and the report on it."""
+    """The outcome of :func:`compress`: a model in memory and the report on it.
+
+    ``made`` is the file that a replay should give again.
+    """
 
     model: ir.Model
     report: schema.Report
+    made: io.FileFacts | None = None
 
     @property
     def met(self) -> bool:
         """Whether every target and gate was met."""
         return self.report.met
+
+    @property
+    def same_as_made(self) -> bool:
+        """Whether this is a replay, and the file written is the one that was to be made again."""
+        written = self.report.result
+        return self.made is not None and written is not None and written.sha256 == self.made.sha256
 
     def to_graphsurgeon(self) -> Any:
         """Return the model as an ``onnx_graphsurgeon.Graph`` (see ``onnxprune.graph.gs.from_gs`` for the way back)."""
@@ -58,7 +72,11 @@ class Result:
         report = replace(self.report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
         if sparse_storage:
             report = replace(report, warnings=(*report.warnings, _stored_sparse(self.model)))
-        return replace(self, report=report)
+        saved = replace(self, report=report)
+        if self.made is None or saved.same_as_made:
+            return saved
+        remark = _not_the_same(facts.path, self.made.path)
+        return replace(saved, report=replace(report, warnings=(*report.warnings, remark)))
 
 
 def _stored_sparse(model: ir.Model) -> str:
@@ -66,6 +84,13 @@ def _stored_sparse(model: ir.Model) -> str:
     if not count:
         return "no weight is stored sparse: with places in int64, none would take fewer bytes"
     return f"{amount(count, 'weight tensor')} stored sparse: a smaller file, not a faster model"
+
+
+def _not_the_same(path: str, made: str) -> str:
+    return (
+        f"'{path}' is not '{made}' byte for byte: that file was changed since, or made with other versions, providers "
+        "or threads, a size in latency, --sparse-storage, or external data under another name"
+    )
 
 
 def compress(
@@ -95,64 +120,101 @@ def compress(
     Raises:
         OptionError, ModelError, DataError, BackendError: as their docstrings say.
     """
-    chosen, asked = options or Options(), gates or Gates()
-    check_confidence(chosen.confidence)
     wanted = [parse_target(t) if isinstance(t, str) else t for t in targets]
     items = recipe.parse(passes, wanted) if isinstance(passes, str) else list(passes)
+    return run(
+        model, items, Sources(data, calib, eval), gates or Gates(), options or Options(), targeted=bool(targets)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the examples come from."""
+
+    data: DataLike | None = None
+    calib: DataLike | None = None
+    eval: DataLike | None = None
+
+
+def run(
+    model: ModelLike,
+    items: Sequence[Pass],
+    sources: Sources,
+    asked: Gates,
+    chosen: Options,
+    *,
+    targeted: bool = False,
+    again: Repeated | None = None,
+) -> Result:
+    """Run passes as :func:`compress` does; with ``again``, as an earlier run that is to be repeated.
+
+    Sizes of a repeated run were asked for once already: no gate judges them again.
+
+    Raises:
+        OptionError, ModelError, DataError, BackendError: as their docstrings say.
+    """
+    check_confidence(chosen.confidence)
     loaded = open_model(model, chosen)
+    if again is not None:
+        again.check_source(loaded.facts)
     settings, notices = open_runtime(chosen)
-    split = open_split(loaded, chosen, data, calib, eval, choosing=searches(items, targeted=bool(targets)))
+    choosing = searches(items, targeted=targeted)
+    split = open_split(loaded, chosen, sources.data, sources.calib, sources.eval, choosing=choosing)
     calibration = split.calibration if any(takes_calibration(item) for item in items) else None
     shapes = input_shapes(calibration or split.evaluation)
     if split.evaluation is None:
         raise DataError("there are no examples to evaluate on; give --data or --eval")
-    search = open_search(items, loaded.model, split, settings, chosen, asked, targeted=bool(targets))
-    run = pipeline.Run(calibration, settings, chosen.seed, shapes, search.progress)
+    calibrated = None if calibration is None else (calibration, fingerprint_of(calibration))
+    if again is not None:
+        again.check_calibration(calibrated)
+    search = open_search(items, loaded.model, split, settings, chosen, asked, targeted=targeted)
+    way = pipeline.Run(calibration, settings, chosen.seed, shapes, search.progress)
     looks: list[str] = []
     for look in range(len(LOOKS)):
         search.begin(look)
-        result, steps = pipeline.run(loaded.model, items, run, search.treat)
-        runnable, unjudged = _runnable(loaded.model, steps)
+        result, steps = pipeline.run(loaded.model, items, way, search.treat)
+        last, unjudged = runnable(loaded.model, steps)
         with task(chosen, "evaluation", split.evaluation.count) as advance:
             judged = judge(
-                loaded.model, runnable, split.evaluation, settings,
+                loaded.model, last, split.evaluation, settings,
                 confidence=chosen.confidence, classes=loaded.classes, advance=advance,
             )  # fmt: skip
         why = search.another(asked, judged.evidence)
         if why is None:
             break
         looks.append(why)
-    sides, overlap = data_used(calibration, split.evaluation, judged.fingerprint, search.decided)
-    verdicts = (*size_gates(steps), *judge_gates(asked, judged.evidence, search.risk_confidence))
+    rates = after_every_step(loaded.model, steps, judged.evidence, split.evaluation, settings, chosen)
+    sides, overlap = data_used(calibrated, split.evaluation, judged.fingerprint, search.decided)
+    before = measure(loaded.model, shapes)
+    verdicts = (*([] if again else size_gates(steps)), *judge_gates(asked, judged.evidence, search.risk_confidence))
     warnings = (
         *unjudged,
+        *(again.remarks if again else ()),
         *notices,
         *split.warnings,
         *search.warnings,
         *looks,
         *(w for s in steps for w in s.result.warnings),
+        *undone(before, steps, rates),
         *search.shortfall(asked, judged.evidence),
         *overlap,
         *judged.evidence.warnings,
     )
+    text = recipe.canonical(done.item for done in steps)
     report = build_report(
         loaded, judged, chosen, warnings,
-        recipe=recipe.canonical(s.item for s in steps), steps=tuple(step(s) for s in steps), gates=verdicts, data=sides,
-        cost=cost_between(measure(loaded.model, shapes), steps[-1].cost),
+        recipe=text, steps=tuple(step(*each) for each in zip(steps, rates, strict=True)), gates=verdicts, data=sides,
+        cost=cost_between(before, steps[-1].cost),
     )  # fmt: skip
-    return Result(result, report)
+    record = Record(text, loaded.facts.sha256, chosen.seed, _calibration(calibrated, split, chosen))
+    provenance.write(result, loaded.model.metadata_props, record)
+    return Result(result, report, None if again is None else again.made)
 
 
-def _runnable(source: ir.Model, steps: Sequence[pipeline.Step]) -> tuple[ir.Model, tuple[str, ...]]:
-    """Return the last model that ONNX Runtime can run, and a warning where that is not the result."""
-    place = next((place for place, step in enumerate(reversed(steps)) if not step.foreign), len(steps))
-    last = len(steps) - place
-    model = steps[last - 1].result.model if last else source
-    if not place:
-        return model, ()
-    foreign, first = ", ".join(steps[-1].foreign), steps[last].item.name
-    before = f"the model before {first} (step {last + 1})" if last else "the source model itself"
-    return model, (
-        f"the result itself was not evaluated, because ONNX Runtime has no operator {foreign}: "
-        f"all figures on decisions, outputs and latency are those of {before}",
-    )
+def _calibration(used: tuple[Examples, Fingerprint] | None, split: Split, options: Options) -> Calibration | None:
+    if used is None:
+        return None
+    examples, fingerprint = used
+    sources, drawn = (2, examples.count) if split.drawn is None else (1, split.drawn)
+    draw = Draw(sources, drawn, tuple(options.drop_classes), options.batch_size)
+    return Calibration(fingerprint.hexdigest(), examples.count, draw)

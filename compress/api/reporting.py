@@ -11,9 +11,9 @@ from onnxprune.api.opening import Loaded
 from onnxprune.api.options import Gates, Options
 from onnxprune.budget import Gate, Target, accuracy_drop_gate, agreement_gate, size_gate
 from onnxprune.data import Examples, Fingerprint, shared_examples
-from onnxprune.evaluate.evidence import Evidence
+from onnxprune.evaluate.evidence import Evidence, Rate
 from onnxprune.evaluate.intervals import examples_needed, lower_bound
-from onnxprune.evaluate.streaming import Decided, Judged, fingerprint_of, latency_figures
+from onnxprune.evaluate.streaming import Decided, Judged, latency_figures
 from onnxprune.graph.cost import Cost
 from onnxprune.report import report as schema
 from onnxprune.runtime.doctor import versions
@@ -29,18 +29,24 @@ def cost_between(before: Cost, after: Cost) -> schema.Cost:
     return schema.Cost.between(figures(before), figures(after))
 
 
-def step(done: pipeline.Step) -> schema.Step:
-    """Return a pipeline step as the report writes it."""
+def step(done: pipeline.Step, agreement: Rate | None = None) -> schema.Step:
+    """Return a pipeline step as the report writes it; ``agreement`` is that of the model after it."""
     skipped = tuple(schema.Skipped(node, reason) for node, reason in done.result.skipped.items())
-    options = recipe.options(done.item)
-    return schema.Step(done.item.name, options, done.seconds, skipped, dict(done.result.numbers), figures(done.cost))
+    item, numbers = done.item, dict(done.result.numbers)
+    return schema.Step(
+        item.name, recipe.options(item), done.seconds, skipped, numbers, figures(done.cost),
+        recipe.written(item), agreement,
+    )  # fmt: skip
 
 
 def data_used(
-    calibration: Examples | None, evaluation: Examples, judged: Fingerprint, decided: Decided | None = None
+    calibration: tuple[Examples, Fingerprint] | None,
+    evaluation: Examples,
+    judged: Fingerprint,
+    decided: Decided | None = None,
 ) -> tuple[schema.DataUsed, tuple[str, ...]]:
     """Return the data section, and warnings when evaluation examples served before (``decided``: to choose by)."""
-    used = {"calibration": None if calibration is None else (calibration, fingerprint_of(calibration))}
+    used = {"calibration": calibration}
     used["choosing"] = None if decided is None else (decided.examples, decided.fingerprint)
     sides: dict[str, schema.DataSide | None] = {}
     warnings = []
@@ -52,7 +58,7 @@ def data_used(
                 f"{common} of {found[0].count} {purpose} examples are evaluation examples too: "
                 "the agreement measured here flatters the result"
             )
-    synthetic = evaluation.synthetic or (calibration is not None and calibration.synthetic)
+    synthetic = evaluation.synthetic or (calibration is not None and calibration[0].synthetic)
     data = schema.DataUsed(sides["calibration"], _side(evaluation, judged), synthetic, sides["choosing"])
     return data, tuple(warnings)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from onnxprune.cli.shared import (
@@ -15,6 +17,14 @@ from onnxprune.cli.shared import (
     write_reports,
 )
 
+_RECORDED = {
+    "targets": "--target",
+    "calib_examples": "--calib-examples",
+    "dropped": "--drop-class",
+    "seed": "--seed",
+    "batch_size": "--batch-size",
+}
+
 
 @click.command(
     "apply",
@@ -24,6 +34,7 @@ Examples:
   onnxprune apply "surp(sparsity=0.8),id(flops=0.5)" --in model.onnx --out pruned.onnx \\
       --calib train.zip --eval test.zip --min-agreement 0.98 --report report.md
   onnxprune apply recipe.yaml --in model.onnx --out pruned.onnx --data images.npz --target flops=0.5
+  onnxprune apply --replay pruned.onnx --in model.onnx --out again.onnx --data images.npz
 
 A pass without a size (and without --target) goes as far as --min-agreement allows, 0.99 where none is given,
 on examples that calibration leaves; the gate then judges on the evaluation examples.
@@ -32,9 +43,12 @@ Without data, the data named in the model's own metadata is used, else random nu
 Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model or data, 4 runtime, 130 interrupted.
 """,
 )
-@click.argument("recipe")
+@click.argument("recipe", required=False)
 @click.option("--in", "source", required=True, metavar="M.onnx", help="the model to compress")
 @click.option("--out", "out", required=True, metavar="P.onnx", help="where the result goes")
+@click.option(
+    "--replay", "made", metavar="P.onnx", help="make P.onnx again, with the recipe, seed and sizes in its metadata"
+)
 @click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}")
 @click.option("--calib", metavar="D", help="calibration examples (labels are never read)")
 @click.option("--eval", "judged", metavar="D", help="evaluation examples")
@@ -69,9 +83,10 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
 def command(
     ctx: click.Context,
     /,
-    recipe: str,
+    recipe: str | None,
     source: str,
     out: str,
+    made: str | None,
     data: str | None,
     calib: str | None,
     judged: str | None,
@@ -90,27 +105,48 @@ def command(
     """Run RECIPE (pass names with options, or a YAML file) on a model and judge the result.
 
     RECIPE is a list such as surp,id or "surp(sparsity=0.8),id(flops=0.5)"; `onnxprune passes` lists the passes.
+    With --replay in its place, a model that was made before is made again, the same bytes from the same data.
     """
-    from onnxprune.api import compress
+    from onnxprune.api import compress, replay
     from onnxprune.graph.io import check_output
 
+    _check_replay(ctx, recipe, made)
     check_output(out, source=source, force=force)
     check_reports(reports)
-    result = compress(
-        source,
-        recipe,
-        data=data,
-        calib=calib,
-        eval=judged,
-        targets=targets,
-        gates=make_gates(min_agreement, max_accuracy_drop),
-        options=make_options(calib_examples=calib_examples, drop_classes=dropped, **run),
-    )
+    gates = make_gates(min_agreement, max_accuracy_drop)
+    options = make_options(calib_examples=calib_examples, drop_classes=dropped, **run)
+    if made is not None:
+        if Path(out).exists() and Path(made).exists() and Path(out).samefile(made):
+            raise click.UsageError(f"--out '{out}' is the model to replay itself; give another path")
+        result = replay(made, source, data=data, calib=calib, eval=judged, gates=gates, options=options)
+    else:
+        assert recipe is not None
+        result = compress(
+            source, recipe, data=data, calib=calib, eval=judged, targets=targets, gates=gates, options=options
+        )
     written = result.met or keep_failed
     if written:
         result = result.save(out, force=force, sparse_storage=sparse_storage)
     write_reports(result.report, reports)
     show_report(result.report, as_json=as_json)
-    click.echo(f"wrote {out}" if written else f"nothing was written to {out}: a target or gate was not met", err=True)
+    said = f"wrote {out}" if written else f"nothing was written to {out}: a target or gate was not met"
+    if result.same_as_made:
+        said += f", the same bytes as {made}"
+    click.echo(said, err=True)
     if not result.met:
         ctx.exit(1)
+
+
+def _check_replay(ctx: click.Context, recipe: str | None, made: str | None) -> None:
+    """Refuse a recipe beside a replay, or neither, and options that a replay takes from the model."""
+    from click.core import ParameterSource
+
+    if made is None and recipe is None:
+        raise click.UsageError("a RECIPE is missing, such as surp,id; or give --replay P.onnx", ctx)
+    if made is None:
+        return
+    if recipe is not None:
+        raise click.UsageError(f"RECIPE '{recipe}' and --replay exclude one another: '{made}' holds its recipe", ctx)
+    given = [flag for name, flag in _RECORDED.items() if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"{given[0]} and --replay exclude one another: '{made}' says what was used", ctx)

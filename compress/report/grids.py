@@ -103,17 +103,20 @@ def output_grid(report: Report) -> Grid:
     return Grid(columns, rows, words=2)
 
 
-def step_grid(report: Report, *, options: bool) -> Grid:
-    """Return the model's cost after every step."""
+def step_grid(report: Report, *, full: bool) -> Grid:
+    """Return the model's cost after every step; ``full`` with options and agreement, which is wide."""
+    judged = full and any(step.agreement is not None for step in report.steps)
     rows = []
     for place, step in enumerate(report.steps, 1):
-        cost = step.cost
+        cost, kept = step.cost, step.agreement
         figures = (cost.params, cost.nonzero, cost.macs, cost.bytes) if cost else (None,) * 4
-        name = f"{place}. {step.pass_name}"
-        if options and step.options:
-            name += f"({settings(step.options)})"
-        rows.append((name, *map(number, figures), f"{step.seconds:.1f}"))
-    return Grid(("after step", "parameters", "nonzero", "MACs", "bytes", "seconds"), tuple(rows))
+        name = step.pass_name
+        if full:
+            name = step.recipe or (f"{name}({settings(step.options)})" if step.options else name)
+        rates = [f"{percent(kept.rate)} ({interval(kept.low, kept.high)})" if kept else UNKNOWN] if judged else []
+        rows.append((f"{place}. {name}", *map(number, figures), *rates, f"{step.seconds:.1f}"))
+    columns = ("after step", "parameters", "nonzero", "MACs", "bytes", *(["agreement"] if judged else []), "seconds")
+    return Grid(columns, tuple(rows))
 
 
 def skipped_grid(step: Step) -> Grid:

@@ -100,7 +100,7 @@ def _steps(report: Report) -> Iterator[str]:
     if not report.steps:
         return
     yield "## Steps"
-    yield grid_text(step_grid(report, options=True))
+    yield grid_text(step_grid(report, full=True))
     for place, step in enumerate(report.steps, 1):
         told = list(_step(step))
         if told:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from onnxprune.budget import Gate
 from onnxprune.errors import DataError
-from onnxprune.evaluate.evidence import Accuracy, Agreement, OutputError, OutputEvidence
+from onnxprune.evaluate.evidence import Accuracy, Agreement, OutputError, OutputEvidence, Rate
 from onnxprune.report.plain import from_plain, to_plain
 
 SCHEMA: Final = "onnxprune.report/1"
@@ -93,6 +93,9 @@ class Step:
 
     ``numbers["layers"]``, where a pass gives it, is a list of mappings, one per layer; views print a table. So is
     ``numbers["search"]``, one per size that was tried: ``size``, ``agreement``, ``low``, ``met``.
+
+    ``recipe`` is the step in canonical form, ``agreement`` how often the model after it decides as the source does
+    on the evaluation examples; None in a recipe of one step, and where it cannot be judged.
     """
 
     pass_name: str = field(metadata={"key": "pass"})
@@ -101,6 +104,8 @@ class Step:
     skipped: tuple[Skipped, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     cost: Figures | None = None
+    recipe: str | None = None
+    agreement: Rate | None = None
 
     @property
     def trials(self) -> tuple[Mapping[str, Any], ...]:

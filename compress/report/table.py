@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from onnxprune.report.grids import Grid, accuracy_grid, agreement_grid, cost_grid, step_grid
 from onnxprune.report.report import Report
 from onnxprune.report.verdict import (
+    agreement_sentence,
     data_sentence,
     flips_sentence,
     latency_sentence,
@@ -42,7 +43,10 @@ def render(report: Report, console: Console) -> None:
     if timed is not None:
         say(console, timed)
     if report.steps:
-        show_grid(console, step_grid(report, options=False))
+        show_grid(console, step_grid(report, full=False))
+        kept = agreement_sentence(report)
+        if kept is not None:
+            say(console, kept)
         for step in report.steps:
             tried = search_sentence(step)
             if tried is not None:

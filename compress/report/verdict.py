@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.evaluate.evidence import Agreement
-from onnxprune.report.figures import amount, interval, number, percent, settings
+from onnxprune.report.figures import UNKNOWN, amount, interval, number, percent, settings
 from onnxprune.report.report import Report, Step
 
 SMALLER_NOT_FASTER = (
@@ -77,6 +77,17 @@ def search_sentence(step: Step) -> str | None:
         f"{step.pass_name} searched for {wanted} agreement: {', '.join(tried)}; taken: {settings(step.options)} "
         "(each: size, kept, lower bound, holds)."
     )
+
+
+def agreement_sentence(report: Report) -> str | None:
+    """Return the agreement after every step; None where there is none to tell beside the verdict's."""
+    if all(step.agreement is None for step in report.steps):
+        return None
+    told = (
+        f"{step.pass_name} {UNKNOWN if step.agreement is None else percent(step.agreement.rate)}"
+        for step in report.steps
+    )
+    return f"Agreement after every step: {', '.join(told)}."
 
 
 def latency_sentence(report: Report) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune.budget import accuracy_drop_gate, agreement_gate
 from onnxprune.evaluate.compare import Comparison
+from onnxprune.evaluate.evidence import Rate
 from onnxprune.report.report import (
     Cost,
     DataSide,
@@ -33,6 +34,7 @@ def full_report() -> Report:
     comparison.update({"logits": before}, {"logits": after}, labels)
     evidence = comparison.result()
     assert evidence.accuracy is not None
+    assert evidence.agreement is not None
     zeros, narrow = (
         Figures(431_080, 86_216, 2_293_000, 1_724_320),
         Figures(180_000, 40_000, 1_169_430, 720_000),
@@ -49,6 +51,8 @@ def full_report() -> Report:
                 skipped=(Skipped("fc|3", "its weight [10, 500] is shared\nwith '/tied'"),),
                 numbers={"rounds": 12, "law": {"alpha": 1.5}, "nan": float("nan")},
                 cost=zeros,
+                recipe="surp(sparsity=0.8)",
+                agreement=Rate(0.9972, 0.9846, 0.9999, 0.95),
             ),
             Step(
                 "id",
@@ -61,6 +65,8 @@ def full_report() -> Report:
                     ]
                 },
                 cost=narrow,
+                recipe="id(flops=0.51)",
+                agreement=evidence.agreement.top1,
             ),
         ),
         cost=Cost.between(Figures(431_080, 431_080, 2_293_000, 1_724_320), narrow),

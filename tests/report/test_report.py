@@ -103,7 +103,9 @@ def test_a_key_too_many_fails_the_schema_and_the_reader(
 def test_keys_come_in_the_schemas_order(full_report: Report) -> None:
     plain = json.loads(full_report.to_json())
     assert list(plain) == KEYS
-    assert list(plain["steps"][0]) == ["pass", "options", "seconds", "skipped", "numbers", "cost"]
+    assert list(plain["steps"][0]) == [
+        "pass", "options", "seconds", "skipped", "numbers", "cost", "recipe", "agreement",
+    ]  # fmt: skip
     assert list(plain["agreement"]["flips"]) == [
         "kept",
         "lost",
