@@ -45,9 +45,9 @@ def measure(model: str, recipe: str, given: argparse.Namespace, count: int, seed
     return result.report, whole
 
 
-def row(model: str, name: str, size: float, given: argparse.Namespace, count: int) -> None:
+def row(model: str, name: str, recipe: str, given: argparse.Namespace, count: int) -> None:
     """Print one row, and per class where one was left out."""
-    runs = [measure(model, ROWS[name].format(size=size), given, count, seed) for seed in range(given.seeds)]
+    runs = [measure(model, recipe, given, count, seed) for seed in range(given.seeds)]
     reports = [report for report, _ in runs]
     tops = [report.agreement.top1 for report in reports if report.agreement is not None]
     rights = [report.accuracy.compressed for report in reports if report.accuracy is not None]
@@ -90,7 +90,7 @@ def run() -> None:
         for size in given.sizes:
             for count in given.calib_examples:
                 for name in given.rows:
-                    row(model, name, size, given, count)
+                    row(model, name, ROWS[name].format(size=size), given, count)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,15 @@ import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import DataError, OptionError
-from onnxprune.fit.cutting import Cutter, fastest_within
+from onnxprune.fit.cutting import Cutter, fastest_within, refittable
 from onnxprune.fit.iditer import iditer
 from onnxprune.fit.interpolate import fold, foldable, observer, reduce_space, tap_of
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing, plan_spaces, reached, tally_of
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
-from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.kept import record_kept
-from onnxprune.graph.linear import linear_units
 from onnxprune.graph.selection import Selection
-from onnxprune.graph.shapes import concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 
 _CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -124,23 +121,9 @@ class Id:
 
     def _chosen(self, analysis: Analysis, inputs: Mapping[str, Any]) -> tuple[list[ChannelSpace], dict[str, str]]:
         """Return the spaces whose readers can all be refitted, and why the others are left alone."""
-        candidates, skipped = Selection.parse(self.name, self.only, self.ignore).spaces(analysis)
-        shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, inputs))
-        units = {unit.node for unit in linear_units(analysis.model, shapes)}
+        selection = Selection.parse(self.name, self.only, self.ignore)
         plain = self._published or self.mode == "iditer"
-        chosen = []
-        for space in candidates:
-            bad = (c for c in space.consumers if c.node not in units or (plain and not foldable(analysis, space, c)))
-            odd, opaque = next(bad, None), analysis.opaque(space)
-            if opaque is not None:
-                skipped[space.name] = opaque
-            elif odd is not None:
-                skipped[space.name] = f"'{odd.node.name}' reads its channels in groups or in an irregular order"
-            elif not space.consumers:
-                skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
-            else:
-                chosen.append(space)
-        return chosen, skipped
+        return refittable(analysis, selection, inputs, foldable if plain else None)
 
     def wants(self, model: ir.Model) -> Mapping[Tap, Observer]:
         """Return an observer per tensor that is read by a consumer of a prunable space, where T alone is folded.
@@ -202,7 +185,7 @@ class Id:
 
         got: dict[str, tuple[float, float]] = {}
         if sizing.name == "latency" and sizing.value < 1.0:
-            widths, _ = fastest_within(sizing.value, cutter, sizing, widths_at)
+            widths = fastest_within(sizing.value, cutter, sizing, widths_at, cutter.shrunk)
         else:
             widths = widths_at(sizing)
         cut = cutter.cut(widths)
@@ -214,7 +197,7 @@ class Id:
         if "survey" in cutter.__dict__:
             numbers["predicted_agreement"] = cutter.survey.agreement(widths)
             numbers["sensitivity"] = [
-                {"space": name, "width": m.width, "divergence": m.loss, "disagreement": m.disagreement}
+                {"space": name, "width": m.place, "divergence": m.loss, "disagreement": m.disagreement}
                 for name, curve in cutter.survey.curves.items()
                 for m in curve.measured
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,12 +20,41 @@ from onnxprune.fit.survey import Survey, survey
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.cost import example_shapes
+from onnxprune.graph.factorise import Pair, split
 from onnxprune.graph.kept import record_kept
-from onnxprune.graph.linear import add_constants, drop_zero_constants
+from onnxprune.graph.labels import Consumer
+from onnxprune.graph.linear import add_constants, drop_zero_constants, linear_units
+from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import Shapes, concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 
 Treatable = Callable[[Analysis], tuple[list[ChannelSpace], dict[str, str]]]
+T = TypeVar("T")
+
+
+def refittable(
+    analysis: Analysis,
+    selection: Selection,
+    inputs: Mapping[str, Any],
+    also: Callable[[Analysis, ChannelSpace, Consumer], bool] | None = None,
+) -> tuple[list[ChannelSpace], dict[str, str]]:
+    """Return the selected spaces whose readers can all be refitted (and are as ``also`` asks), why others cannot."""
+    candidates, skipped = selection.spaces(analysis)
+    shapes = concrete_shapes(analysis.model, example_shapes(analysis.model, inputs))
+    units = {unit.node for unit in linear_units(analysis.model, shapes)}
+    chosen = []
+    for space in candidates:
+        bad = (c for c in space.consumers if c.node not in units or (also and not also(analysis, space, c)))
+        odd, opaque = next(bad, None), analysis.opaque(space)
+        if opaque is not None:
+            skipped[space.name] = opaque
+        elif odd is not None:
+            skipped[space.name] = f"'{odd.node.name}' reads its channels in groups or in an irregular order"
+        elif not space.consumers:
+            skipped[space.name] = "no linear node reads its channels, so nothing can make up for dropped ones"
+        else:
+            chosen.append(space)
+    return chosen, skipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,37 +106,51 @@ class Cutter:
         """Return the same fraction of every space, as far as blocks allow."""
         return sizing.widths(self.analysis, self.chosen, self.context, self.tally)
 
-    def cut(self, widths: Mapping[str, int]) -> Cut:
-        """Return the model with these widths, refitted; nothing is refitted where nothing is cut."""
+    def cut(
+        self,
+        widths: Mapping[str, int],
+        kept: Mapping[str, np.ndarray] | None = None,
+        pairs: Mapping[str, Pair] | None = None,
+    ) -> Cut:
+        """Return the model with these widths, refitted; nothing is refitted where nothing is cut.
+
+        ``kept`` names the channels of every narrower space; without it they are chosen by what the readers lose.
+        ``pairs`` take the place of the nodes of these names.
+        """
         cut = {name for name, width in widths.items() if width < self.tally.full[name]}
-        if not cut:
+        parted = pairs or {}
+        if not cut and not parted:
             work = prepare(self.base)
             drop_zero_constants(work, self.added)
             return Cut(finish(work), {}, [], [])
         analysis = spaces.analyse(prepare(self.base))
         chosen = [space for space in self.treatable(analysis)[0] if space.name in cut]
         run = self._reconstruction(analysis, self.teacher)
-        outcome = run.run(chosen, widths, self._fixed(run, chosen, widths), everything=self.drifted)
-        kept = outcome.kept
-        surgery.cut(analysis, kept)
+        fixed = self._fixed(run, chosen, widths, parted) if kept is None else {s.name: kept[s.name] for s in chosen}
+        outcome = run.run(chosen, widths, fixed, everything=self.drifted, pairs=parted)
+        staying = outcome.kept
+        surgery.cut(analysis, staying)
         work = analysis.model
-        record_kept(work, surgery.kept_outputs(analysis, kept))
+        record_kept(work, surgery.kept_outputs(analysis, staying))
+        part(work, parted, self._shapes(work))
         finish(work)
         drop_zero_constants(work, self.added)
-        rows = [{"space": s.name, "width": s.width, "kept": len(kept[s.name])} for s in chosen]
-        return Cut(work, kept, rows, outcome.rows)
+        rows = [{"space": s.name, "width": s.width, "kept": len(staying[s.name])} for s in chosen]
+        return Cut(work, staying, rows, outcome.rows)
 
-    def shrunk(self, widths: Mapping[str, int]) -> ir.Model:
-        """Return a model with these widths and any weights, to measure its speed."""
+    def shrunk(self, widths: Mapping[str, int], pairs: Mapping[str, Pair] | None = None) -> ir.Model:
+        """Return a model with these widths and pairs and any weights, to measure its speed."""
         analysis = spaces.analyse(prepare(self.base))
         surgery.cut(analysis, {name: np.arange(width) for name, width in widths.items()})
+        part(analysis.model, pairs or {}, self._shapes(analysis.model))
         return finish(analysis.model)
 
     def _fixed(
-        self, run: Reconstruction, chosen: Sequence[ChannelSpace], widths: Mapping[str, int]
+        self, run: Reconstruction, chosen: Sequence[ChannelSpace], widths: Mapping[str, int], pairs: Mapping[str, Pair]
     ) -> dict[str, np.ndarray]:
         """Choose the channels of spaces whose readers are not refitted at once: their order is the original's."""
-        groups = [{link.unit.node for link in group} for group in run.order(chosen, widths, everything=self.drifted)]
+        order = run.order(chosen, widths, everything=self.drifted, pairs=pairs)
+        groups = [{link.unit.node for link in group} for group in order]
         spread = [s for s in chosen if not any({c.node for c in s.consumers} <= group for group in groups)]
         if not spread:
             return {}
@@ -128,30 +171,36 @@ class Cutter:
         return (self.base, False) if source is None else (source, True)
 
 
-def fastest_within(
-    value: float, cutter: Cutter, sizing: Sizing, widths_at: Callable[[Sizing], dict[str, int]]
-) -> tuple[dict[str, int], float]:
-    """Return the widest cut whose measured latency is at most ``value`` times the source model's, and its ratio.
+def part(work: ir.Model, pairs: Mapping[str, Pair], shapes: Shapes) -> None:
+    """Put pairs in the place of nodes, by name, in place."""
+    for unit in linear_units(work, shapes) if pairs else ():
+        if unit.name in pairs:
+            split(work, unit, pairs[unit.name])
 
-    Widths come from FLOPs budgets, bisected; each candidate is timed side by side with the source on one example.
+
+def fastest_within(
+    value: float, cutter: Cutter, sizing: Sizing, choose: Callable[[Sizing], T], shrink: Callable[[T], ir.Model]
+) -> T:
+    """Return the largest choice whose measured latency is at most ``value`` times the source model's, or the fastest.
+
+    Choices come from FLOPs budgets, bisected; each candidate is timed side by side with the source on one example.
     """
     from onnxprune.fit.speed import ratio
 
     low, high = 0.0, 1.0
-    best: tuple[dict[str, int], float] | None = None
-    fewest: tuple[dict[str, int], float] | None = None
+    best: T | None = None
+    fewest: tuple[T, float] | None = None
     for _ in range(7):
         share = (low + high) / 2 if low or high < 1.0 else value
-        widths = widths_at(replace(sizing, name="flops", value=share))
-        found = ratio(cutter.context, cutter.shrunk(widths))
-        if fewest is None or found < fewest[1]:
-            fewest = (widths, found)
-        if found <= value:
-            best, low = (widths, found), share
+        found = choose(replace(sizing, name="flops", value=share))
+        took = ratio(cutter.context, shrink(found))
+        if fewest is None or took < fewest[1]:
+            fewest = (found, took)
+        if took <= value:
+            best, low = found, share
         else:
             high = share
         if high - low < 0.02:
             break
-    chosen = best or fewest
-    assert chosen is not None
-    return chosen
+    assert fewest is not None
+    return fewest[0] if best is None else best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,7 @@ def allocate(
     cost: Callable[[Widths], float],
     conflicts: Mapping[str, set[str]],
     limit: float,
+    curved: Collection[str] = (),
 ) -> dict[str, int]:
     """Return widths whose summed loss is small and whose cost is at most ``limit``, as far as options allow.
 
@@ -126,9 +127,10 @@ def allocate(
         cost: of any widths.
         conflicts: per space, the ones its cost is not independent of.
         limit: what the cost may be.
+        curved: the ones whose cost is not linear in the width.
     """
     names = sorted(losses)
-    problem = _Problem(names, losses, options, cost, conflicts, limit)
+    problem = _Problem(names, losses, options, cost, conflicts, limit, frozenset(curved))
     full = {name: options[name][-1] for name in names}
     least = {name: options[name][0] for name in names}
     if cost(full) <= limit:
@@ -166,6 +168,7 @@ class _Problem:
     cost: Callable[[Widths], float]
     conflicts: Mapping[str, set[str]]
     limit: float
+    curved: frozenset[str]
 
     def even(self) -> dict[str, int]:
         """Return the same share of every space's options, the largest that the limit allows."""
@@ -212,15 +215,22 @@ class _Problem:
             moved = False
             for name in self.names:
                 choice = self.options[name]
-                ends = [self.cost({**widths, name: choice[0]}), self.cost({**widths, name: choice[-1]})]
-                slope = (ends[1] - ends[0]) / max(1, choice[-1] - choice[0])
-                values = [self.losses[name][width] + price * slope * width for width in choice]
+                spent = self.costs(name, widths)
+                values = [self.losses[name][width] + price * each for width, each in zip(choice, spent, strict=True)]
                 found = choice[int(np.argmin(values))]
                 moved |= found != widths[name]
                 widths[name] = found
             if not moved:
                 break
         return widths
+
+    def costs(self, name: str, widths: Widths) -> np.ndarray:
+        """Return the cost of every option of one, the others held."""
+        choice = np.array(self.options[name])
+        if name in self.curved:
+            return np.array([self.cost({**widths, name: int(width)}) for width in choice], dtype=float)
+        ends = [self.cost({**widths, name: int(choice[0])}), self.cost({**widths, name: int(choice[-1])})]
+        return np.asarray(ends[0] + (ends[1] - ends[0]) * (choice - choice[0]) / max(1, choice[-1] - choice[0]))
 
     def exact(self, group: Sequence[str], widths: Widths) -> dict[str, int]:
         base = self.cost(widths)
@@ -233,18 +243,22 @@ class _Problem:
         return changed if fits and self.loss(changed) <= self.loss(widths) else dict(widths)
 
     def pair(self, pair: tuple[str, str], widths: Widths) -> dict[str, int]:
-        """Return the best widths of two spaces with the others held; their cost is read off four corners."""
+        """Return the best widths of two with the others held; two costs that multiply are read off three sides."""
         first, second = (np.array(self.options[name]) for name in pair)
-
-        def at(i: int, j: int) -> float:
-            return self.cost({**widths, pair[0]: int(first[i]), pair[1]: int(second[j])})
-
-        shares = [(choice - choice[0]) / max(1, choice[-1] - choice[0]) for choice in (first, second)]
-        base = at(0, 0)
-        one, other, both = at(-1, 0) - base, at(0, -1) - base, at(-1, -1)
-        mixed = both - base - one - other
-        x, y = shares[0][:, None], shares[1][None, :]
-        table = base + one * x + other * y + mixed * x * y
+        low = {**widths, pair[0]: int(first[0]), pair[1]: int(second[0])}
+        rows, columns = self.costs(pair[0], low), self.costs(pair[1], low)
+        table = np.add.outer(rows, columns - columns[0])
+        if pair[1] in self.conflicts.get(pair[0], set()):
+            # What widening both adds beyond the sum is linear in one that is not curved.
+            if pair[1] in self.curved:
+                far = self.costs(pair[1], {**low, pair[0]: int(first[-1])})
+                table += np.outer(
+                    (first - first[0]) / max(1, first[-1] - first[0]), far - columns - far[0] + columns[0]
+                )
+            else:
+                far = self.costs(pair[0], {**low, pair[1]: int(second[-1])})
+                share = (second - second[0]) / max(1, second[-1] - second[0])
+                table += np.outer(far - rows - far[0] + rows[0], share)
         loss = np.add.outer(self.losses[pair[0]][first], self.losses[pair[1]][second])
         loss = np.where(table <= self.limit + 1e-9 * abs(self.limit), loss, np.inf)
         i, j = np.unravel_index(int(np.argmin(loss)), loss.shape)

@@ -88,12 +88,13 @@ class Flow:
         return 0 if value is None else self.bits.get(value, 0)
 
 
-def touched(flow: Flow, keep: np.ndarray) -> list[int]:
-    """Return the links that lose features or read what such a link computes, by index."""
+def touched(flow: Flow, keep: np.ndarray, changed: Collection[str] = ()) -> list[int]:
+    """Return the links that lose features, are ``changed`` (names of nodes), or read what such a link computes."""
     losing = 0
     found = []
     for i, link in enumerate(flow.links):
-        if not link.keeps(keep).all() or flow.behind(link.unit.value) & losing:
+        own = link.unit.name in changed or not link.keeps(keep).all()
+        if own or flow.behind(link.unit.value) & losing:
             losing |= 1 << i
             found.append(i)
     return found

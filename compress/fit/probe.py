@@ -18,6 +18,7 @@ from onnxprune.fit.eliminate import Elimination
 from onnxprune.fit.links import Link, touched
 from onnxprune.fit.reconstruct import Reconstruction, Sums
 from onnxprune.graph.cost import node_macs
+from onnxprune.graph.factorise import Pair
 from onnxprune.graph.spaces import ChannelSpace
 from onnxprune.runtime.session import open_session
 
@@ -40,9 +41,12 @@ _FEWEST = 8
 
 
 class Measured(NamedTuple):
-    """One cut of one space: its width, the divergence per example and output, the share of decisions that differ."""
+    """One change alone: which (a space's width, a place in a list of options), what it does to the outputs.
 
-    width: int
+    ``loss`` is the divergence per example and output, ``disagreement`` the share of decisions that differ.
+    """
+
+    place: int
     loss: float
     disagreement: float
 
@@ -55,8 +59,10 @@ class Probe:
     readers of the space are refitted.
     """
 
-    def __init__(self, work: Reconstruction, spaces: Sequence[ChannelSpace], context: Context) -> None:
-        self.work, self.spaces, self.context = work, spaces, context
+    def __init__(
+        self, work: Reconstruction, spaces: Sequence[ChannelSpace], context: Context, nodes: Sequence[str] = ()
+    ) -> None:
+        self.work, self.spaces, self.context, self.nodes = work, spaces, context, nodes
         examples = work.batches.examples
         plan = self._affordable(examples.count) if work.fit.asymmetric else None
         self.deep = plan is not None
@@ -66,7 +72,7 @@ class Probe:
             rest = np.arange(size, min(examples.count, size + _JUDGES))
             self.judges = examples.take(rest) if len(rest) >= max(1, size // 2) else self.small
         else:
-            allowed = _RUNS * examples.count / max(1, len(spaces))
+            allowed = _RUNS * examples.count / max(1, len(spaces) + len(nodes))
             self.shares = _SHARES if allowed / len(_SHARES) >= 4 * _FEWEST else (0.5,)
             each = max(_FEWEST, int(allowed / len(self.shares)))
             self.small = self.judges = examples.take(np.arange(min(examples.count, _SIZES[0], each)))
@@ -96,6 +102,24 @@ class Probe:
                 measured.append(Measured(width, *self._difference(self._run(self.work.analysis.model, self.judges))))
         return measured
 
+    def parted(self, name: str, pairs: Mapping[int, Pair], own: tuple[Link, Sums] | None = None) -> list[Measured]:
+        """Measure a node in several forms of a pair, by their places among its options.
+
+        With its ``own`` moments nothing else is refitted.
+        """
+        context = replace(self.context, examples=self.small, progress=silent)
+        fit = replace(self.work.fit, rows=_ROWS, rounds=0)
+        measured = []
+        for place, pair in pairs.items():
+            with self._restored():
+                if own is not None:
+                    self.work.solve(*own, self.work.analysis.keep_mask({}), pair)
+                else:
+                    run = Reconstruction(self.work.original, self.work.analysis, self.work.shapes, fit, context)
+                    run.run([], {}, {}, pairs={name: pair})
+                measured.append(Measured(place, *self._difference(self._run(self.work.analysis.model, self.judges))))
+        return measured
+
     def _widths(self, space: ChannelSpace) -> list[int]:
         found = {max(1, round(share * space.width)) for share in self.shares}
         return sorted((width for width in found if width < space.width), reverse=True)
@@ -116,6 +140,7 @@ class Probe:
         behind = [
             touched(self.work.flow, self.work.analysis.keep_mask({s.name: np.zeros(1, int)})) for s in self.spaces
         ]
+        behind += [touched(self.work.flow, self.work.analysis.keep_mask({}), {name}) for name in self.nodes]
         for shares in (_SHARES, _SHARES[1:2]):
             for size in (s for s in _SIZES if s <= max(count, _SIZES[-1])):
                 size = min(size, count)

@@ -23,10 +23,12 @@ from onnxprune.errors import DataError
 from onnxprune.fit.design import Design
 from onnxprune.fit.eliminate import Elimination, Problem, eliminate
 from onnxprune.fit.links import Flow, Link, find_links, stages, touched
+from onnxprune.fit.lowrank import paired
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.rectified import RectifiedRows, rectifies
 from onnxprune.fit.solve import Solution, refit
 from onnxprune.fit.wide import ROWS, Wide
+from onnxprune.graph.factorise import Pair, kernel_of
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.linalg import pivoted_cholesky
@@ -126,17 +128,25 @@ class Reconstruction:
         self._rectified: dict[ir.Node, RectifiedRows] = {}
 
     def order(
-        self, spaces: Sequence[ChannelSpace], widths: Mapping[str, int], *, everything: bool = False
+        self,
+        spaces: Sequence[ChannelSpace],
+        widths: Mapping[str, int],
+        *,
+        everything: bool = False,
+        pairs: Mapping[str, Pair] | None = None,
     ) -> list[list[Link]]:
         """Return what is refitted when ``spaces`` get these widths, in groups that are fitted at once.
 
         With ``everything`` all linear nodes are refitted: the model differed from the original before any cut.
+        ``pairs`` are refitted, and what is behind them.
         """
+        parted = pairs or {}
         # Which channels go does not matter here, only which nodes are touched.
         keep = self.analysis.keep_mask({s.name: np.arange(widths[s.name]) for s in spaces})
-        losing = touched(self.flow, keep)
+        losing = touched(self.flow, keep, parted)
         if not self.fit.asymmetric:
-            losing = [i for i in losing if not self.links[i].keeps(keep).all()]
+            own = (i for i in losing if self.links[i].unit.name in parted or not self.links[i].keeps(keep).all())
+            losing = list(own)
         elif everything:
             losing = list(range(len(self.links)))
         return stages(self.flow, losing)
@@ -148,15 +158,18 @@ class Reconstruction:
         fixed: Mapping[str, np.ndarray],
         *,
         everything: bool = False,
+        pairs: Mapping[str, Pair] | None = None,
     ) -> Outcome:
         """Cut ``spaces`` to ``widths`` and refit what :meth:`order` says.
 
         ``fixed`` names the channels of spaces that are chosen already; the others are chosen on the way, from what
-        their readers lose, when their readers' turn comes.
+        their readers lose, when their readers' turn comes. Nodes named in ``pairs`` get weights that such a pair of
+        nodes can compute.
         """
+        parted = pairs or {}
         cut = [space for space in spaces if widths[space.name] < space.width]
         kept = {name: np.asarray(indices) for name, indices in fixed.items()}
-        order = self.order(cut, widths, everything=everything)
+        order = self.order(cut, widths, everything=everything, pairs=parted)
         open_spaces = [space for space in cut if space.name not in kept]
         stage_nodes = [{link.unit.node for link in stage} for stage in order]
         spread = [s.name for s in open_spaces if not any({c.node for c in s.consumers} <= n for n in stage_nodes)]
@@ -176,7 +189,7 @@ class Reconstruction:
                     open_spaces.remove(space)
                 keep = self.analysis.keep_mask(kept)
                 for link, sums in zip(stage, moments, strict=True):
-                    found.append(self.solve(link, sums, keep))
+                    found.append(self.solve(link, sums, keep, parted.get(link.unit.name)))
                 advance(1)
         return Outcome(kept, found)
 
@@ -309,18 +322,24 @@ class Reconstruction:
                 axes[name] = grown[0]
         return axes
 
-    def solve(self, link: Link, sums: Sums, keep: np.ndarray) -> dict[str, Any]:
-        """Refit one linear node for the channels that stay, in place, and return its row of the report."""
+    def solve(self, link: Link, sums: Sums, keep: np.ndarray, pair: Pair | None = None) -> dict[str, Any]:
+        """Refit one linear node for the channels that stay, in place, and return its row of the report.
+
+        With a ``pair`` the weights are such that two nodes can stand for this one.
+        """
         unit = link.unit
         mask = link.keeps(keep)
         shift = unit.shift if unit.shiftable else np.zeros_like(unit.shift)
         matrix = unit.matrix()
 
         def fitted(found: Sums) -> Solution:
-            return refit(
+            best = refit(
                 found, matrix, shift, mask, taps=link.taps, ridge=self.fit.ridge,
-                shiftable=unit.shiftable, preserve_zeros=self.fit.preserve_zeros,
+                shiftable=unit.shiftable, preserve_zeros=self.fit.preserve_zeros and pair is None,
             )  # fmt: skip
+            if pair is None:
+                return best
+            return paired(best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable)
 
         solution = fitted(sums)
         rows = self._rectified.pop(unit.node, None)
@@ -333,6 +352,7 @@ class Reconstruction:
             "node": unit.name,
             "features": int(mask.size),
             "kept": int(mask.sum()),
+            **({} if pair is None else {"kind": pair.kind, "rank": pair.rank}),
             "error_folded": solution.folded**0.5,
             "error_fitted": solution.fitted**0.5,
         }

@@ -22,6 +22,8 @@ from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.graph.tally import Tally
 
 SIZES = ("keep", "flops", "params", "bytes", "latency")
+# Names that authors have for sizes.
+_ALIASES = {"keep_ratio": "params"}
 # Narrower spaces gain nothing from whole blocks.
 _WIDE = 64
 
@@ -58,7 +60,7 @@ class Sizing:
         Raises:
             OptionError: More than one size is given, or ``align`` is neither ``auto`` nor a positive whole number.
         """
-        given = [name for name in SIZES if getattr(item, name, None) is not None]
+        given = [name for name in (*SIZES, *_ALIASES) if getattr(item, name, None) is not None]
         if len(given) > 1:
             raise OptionError(f"{item.name}: {' and '.join(given)} are both given; one size decides, give one of them")
         text = str(getattr(item, "align", "1"))
@@ -66,6 +68,7 @@ class Sizing:
             raise OptionError(f"{item.name}: align={text} is not accepted; give auto or a positive whole number")
         align = 0 if text == "auto" else int(text)
         name, value = (given[0], getattr(item, given[0])) if given else item.default_size
+        name = _ALIASES.get(name, name)
         # Unaligned widths lose the time that they were to save.
         return cls(name, float(value), 0 if name == "latency" and align == 1 else align)
 
@@ -137,8 +140,9 @@ def reached(item: Any, result: ir.Model, context: Context) -> dict[str, tuple[fl
     if getattr(item, "flops", None) is not None and original.macs:
         shapes = concrete_shapes(result, example_shapes(result, context.inputs))
         found["flops"] = (float(item.flops), spaces.total_macs(result, shapes) / original.macs)
-    if getattr(item, "params", None) is not None and original.params:
-        found["params"] = (float(item.params), measure(result, context.inputs).params / original.params)
+    asked = next((v for n in ("params", "keep_ratio") if (v := getattr(item, n, None)) is not None), None)
+    if asked is not None and original.params:
+        found["params"] = (float(asked), measure(result, context.inputs).params / original.params)
     if getattr(item, "bytes", None) is not None and original.bytes:
         found["bytes"] = (float(item.bytes), measure(result, context.inputs).bytes / original.bytes)
     return found

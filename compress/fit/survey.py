@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -17,13 +17,17 @@ import onnx_ir as ir
 from onnxprune.contract import Context
 from onnxprune.fit.eliminate import Elimination
 from onnxprune.fit.links import Link, stages
+from onnxprune.fit.offers import Option, Partings, offers
 from onnxprune.fit.probe import Measured, Probe
 from onnxprune.fit.reconstruct import Reconstruction, Sums
+from onnxprune.graph.factorise import Pair
 from onnxprune.graph.spaces import ChannelSpace
 from onnxprune.runtime.staged import Staged
 
 # Relative errors below this are rounding.
 _NOTHING = 1e-30
+# Shares of a node's MACs at which pairs are tried.
+_SHARES = (0.6, 0.35, 0.15, 0.05)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +50,52 @@ class Survey:
 
     curves: Mapping[str, Curve]
     slope: float
+    ranks: Mapping[str, RankCurve] = field(default_factory=dict)
 
-    def agreement(self, widths: Mapping[str, int]) -> float:
-        """Return the predicted agreement when every space is cut to these widths: a rough guide, not evidence."""
+    def agreement(self, widths: Mapping[str, int], options: Mapping[str, int] | None = None) -> float:
+        """Return the predicted agreement when every space is cut to these widths: a rough guide, not evidence.
+
+        ``options`` are the places of what was chosen for single nodes.
+        """
         total = sum(float(curve.loss[widths[name]]) for name, curve in self.curves.items() if name in widths)
+        total += sum(float(self.ranks[name].loss[place]) for name, place in (options or {}).items())
         return float(max(0.0, 1.0 - self.slope * np.sqrt(total)))
 
 
-def survey(work: Reconstruction, spaces: Sequence[ChannelSpace], context: Context, *, measure: bool = True) -> Survey:
-    """Run the original once over the calibration data and return every space's curve.
+@dataclass(frozen=True, eq=False)
+class RankCurve:
+    """What putting a pair in place of one node costs: ``options`` by rising cost, the node as it is last.
+
+    ``loss`` and ``measured`` as in :class:`Curve`, by the options' places.
+    """
+
+    options: tuple[Option, ...]
+    loss: np.ndarray
+    measured: tuple[Measured, ...]
+
+
+def survey(
+    work: Reconstruction,
+    spaces: Sequence[ChannelSpace],
+    context: Context,
+    *,
+    measure: bool = True,
+    parted: Mapping[str, Partings] | None = None,
+) -> Survey:
+    """Run the original once over the calibration data and return every space's curve, and that of ``parted`` nodes.
 
     Without ``measure`` no space is cut to see what that does: the loss is the error alone.
     """
     wanted = {space.name: {c.node for c in space.consumers} for space in spaces}
     nodes = set().union(*wanted.values()) if wanted else set()
+    names = parted or {}
+    nodes |= {link.unit.node for link in work.links if link.unit.name in names}
+    options: dict[str, tuple[list[Option], np.ndarray]] = {}
     chosen = [i for i, link in enumerate(work.links) if link.unit.node in nodes]
     order = stages(work.flow, chosen)
-    probe = Probe(work, spaces, context) if measure else None
+    probe = Probe(work, spaces, context, list(names)) if measure else None
     found: dict[str, Elimination] = {}
-    measured: dict[str, list[Measured]] = {}
+    measured: dict[str | tuple[str, str], list[Measured]] = {}
     pending = list(spaces)
     kept: dict[ir.Node, tuple[Link, Sums]] = {}
     with contextlib.ExitStack() as stack:
@@ -74,6 +105,11 @@ def survey(work: Reconstruction, spaces: Sequence[ChannelSpace], context: Contex
             plain = [work.links[i] for i in chosen if work.links[i].unit.node in {k.unit.node for k in stage}]
             for link, sums in zip(plain, work.own_moments(plain, source), strict=True):
                 kept[link.unit.node] = (link, sums)
+                name = link.unit.name
+                if name in names:
+                    options[name] = offers(link, sums, names[name])
+                    if probe is not None:
+                        measured[_node(name)] = probe.parted(name, _tried(options[name][0], _SHARES), (link, sums))
             for space in [s for s in pending if wanted[s.name] <= kept.keys()]:
                 pending.remove(space)
                 pairs = [kept[node] for node in kept if node in wanted[space.name]]
@@ -85,9 +121,14 @@ def survey(work: Reconstruction, spaces: Sequence[ChannelSpace], context: Contex
                 del kept[node]
             advance(1)
     if probe is not None and probe.deep:
-        with context.progress("measuring", len(spaces)) as advance:
+        with context.progress("measuring", len(spaces) + len(options)) as advance:
             for space in spaces:
                 measured[space.name] = probe.refitted(space, found[space.name])
+                advance(1)
+            for name, (offered, _) in options.items():
+                measured[_node(name)] = _made_up_for(
+                    measured[_node(name)], probe.parted(name, _tried(offered, _SHARES[1:2]))
+                )
                 advance(1)
     curves = {
         space.name: Curve(
@@ -96,10 +137,45 @@ def survey(work: Reconstruction, spaces: Sequence[ChannelSpace], context: Contex
         )
         for space in spaces
     }  # fmt: skip
-    pairs_seen = [(loss, off) for curve in curves.values() for _, loss, off in curve.measured]
-    top = sum(np.sqrt(max(loss, 0.0)) * off for loss, off in pairs_seen)
-    bottom = sum(max(loss, 0.0) for loss, _ in pairs_seen)
-    return Survey(curves, float(top / bottom) if bottom > 0 else 0.0)
+    ranks = {}
+    for name, (offered, error) in options.items():
+        points = tuple(measured.get(_node(name), ()))
+        ranks[name] = RankCurve(tuple(offered), _scaled(error, points, len(error) - 1), points)
+    seen = [*(curve.measured for curve in curves.values()), *(curve.measured for curve in ranks.values())]
+    top = sum(np.sqrt(max(one.loss, 0.0)) * one.disagreement for points in seen for one in points)
+    bottom = sum(max(one.loss, 0.0) for points in seen for one in points)
+    return Survey(curves, float(top / bottom) if bottom > 0 else 0.0, ranks)
+
+
+def _node(name: str) -> tuple[str, str]:
+    """Return the key of a node: spaces may have the same name."""
+    return ("node", name)
+
+
+def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[Measured]:
+    """Return what was measured with nothing else refitted, less what the layers behind make up for.
+
+    That was measured for one of them, and is taken to be the same share of all.
+    """
+    known = {one.place: one.loss for one in alone}
+    share = min((one.loss / known[one.place] for one in behind if known.get(one.place, 0.0) > 0.0), default=1.0)
+    share = min(1.0, share)
+    # Disagreement goes with the root of divergence.
+    return [Measured(place, loss * share, off * share**0.5) for place, loss, off in alone]
+
+
+def _tried(options: Sequence[Option], shares: Sequence[float]) -> dict[int, Pair]:
+    """Return the options to measure, by place: those that cost nearest to these shares of the node as it is."""
+    whole = options[-1].macs
+    found = {}
+    for share in shares:
+        places = [k for k, option in enumerate(options) if option.pair is not None]
+        if places:
+            place = min(places, key=lambda k: (abs(options[k].macs - share * whole), k))
+            pair = options[place].pair
+            assert pair is not None
+            found[place] = pair
+    return found
 
 
 def _scaled(error: np.ndarray, measured: Sequence[Measured], width: int) -> np.ndarray:

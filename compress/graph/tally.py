@@ -77,13 +77,18 @@ class Tally:
             math.ceil(part.at(known) * size) - math.ceil(part.at(self.full) * size) for part, _, size in self._weights
         )
 
+    def spaces_of(self, value: ir.Value) -> tuple[str, ...]:
+        """Return the spaces that a value carries channels of."""
+        axes = self.analysis.tracer.labels.get(value) or ()
+        return self._spaces_of([axis for axis in axes if axis is not None])
+
     def _spaces_of(self, labels: list[np.ndarray]) -> tuple[str, ...]:
         touched = np.zeros(self._count, dtype=bool)
         for axis in labels:
             touched[self.analysis.component[axis]] = True
         return tuple(name for name, owned in self._owner.items() if owned[touched].any())
 
-    def _sizes(self, value: ir.Value, shape: Sizes, widths: Widths) -> Sizes:
+    def sizes(self, value: ir.Value, shape: Sizes, widths: Widths) -> Sizes:
         """Return a value's shape when the spaces it touches have these widths."""
         axes = self.analysis.tracer.labels.get(value)
         if axes is None or all(axis is None for axis in axes):
@@ -113,7 +118,7 @@ class Tally:
         def count(widths: Widths) -> int:
             def shape_of(value: ir.Value | None) -> Sizes | None:
                 known = None if value is None else self.shapes.get(str(value.name))
-                return None if value is None or known is None else self._sizes(value, known, widths)
+                return None if value is None or known is None else self.sizes(value, known, widths)
 
             return node_macs(node, shape_of) or 0
 
@@ -133,4 +138,4 @@ class Tally:
         return found
 
     def _entries_of(self, value: ir.Value, shape: Sizes) -> Callable[[Widths], int]:
-        return lambda widths: math.prod(size or 0 for size in self._sizes(value, shape, widths))
+        return lambda widths: math.prod(size or 0 for size in self.sizes(value, shape, widths))

@@ -85,6 +85,55 @@ class Gram(_Rows):
         return GramResult(self._gram.copy(), self._rows)
 
 
+@dataclass(frozen=True)
+class SpreadResult:
+    """How a tensor's channels vary, float64: ``mean`` [C], ``covariance`` [C, C] over ``rows``, not divided by them.
+
+    ``positive`` [C] is the share of rows above zero.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    positive: np.ndarray
+    rows: int
+
+
+class Spread(_Rows):
+    """Streamed mean and covariance over the channels of one axis.
+
+    Chunks are merged about their own means (Chan, Golub, LeVeque, 1979): a mean far from zero loses nothing.
+    """
+
+    def __init__(self, axis: int, channels: int) -> None:
+        super().__init__(axis, channels)
+        self._mean, self._positive = np.zeros(channels), np.zeros(channels)
+        self._scatter = np.zeros((channels, channels))
+        self._seen = 0
+
+    def update(self, array: np.ndarray) -> None:
+        """Add one batch."""
+        for chunk in self._chunks(array):
+            with np.errstate(invalid="ignore", over="ignore"):  # finite() tells of it
+                count = len(chunk)
+                mean = chunk.mean(axis=0)
+                centred = chunk - mean
+                total = self._seen + count
+                step = mean - self._mean
+                self._scatter += centred.T @ centred + np.outer(step, step) * (self._seen * count / total)
+                self._mean += step * (count / total)
+                self._positive += (chunk > 0.0).sum(axis=0)
+                self._seen = total
+
+    def finite(self) -> bool:
+        """Return whether every value seen so far was finite."""
+        return bool(np.isfinite(self._scatter.diagonal()).all())
+
+    def result(self) -> SpreadResult:
+        """Return what was seen; the observer may go on."""
+        share = self._positive / max(1, self._seen)
+        return SpreadResult(self._mean.copy(), self._scatter.copy(), share, self._rows)
+
+
 class Triangular(_Rows):
     """Streamed triangular factor over the channels of one axis (TSQR; Demmel, Grigori, Hoemmen, Langou, 2012).
 

@@ -174,3 +174,71 @@ def test_many_spaces() -> None:
     even = {name: 40 for name in names}
     assert 0.95 * limit <= cost(got) <= limit
     assert cost(even) <= limit and sum(losses[n][got[n]] for n in names) < sum(losses[n][even[n]] for n in names)
+
+
+class Pairs(Chain):
+    """A chain of layers of which some could be replaced: options at any costs, between the layer's two widths."""
+
+    def __init__(self, seed: int, *, additive: bool = False) -> None:
+        super().__init__(seed, additive=additive)
+        rng = np.random.default_rng(1000 + seed)
+        self.nodes: dict[str, tuple[int, list[float]]] = {}
+        for layer in range(int(rng.integers(1, 4))):
+            node, count = f"n{layer}", int(rng.integers(2, 5))
+            # A share of the layer's cost for every option, the layer as it is last.
+            self.nodes[node] = (layer, [*np.sort(rng.uniform(0.05, 0.95, count - 1)), 1.0])
+            self.losses[node] = np.concatenate([np.sort(rng.exponential(0.5, count - 1))[::-1], [0.0]])
+            self.options[node] = list(range(count))
+            ends = [] if additive else [name for name in self.names[max(0, layer - 1) : layer + 1]]
+            self.conflicts[node] = set(ends)
+            for name in ends:
+                self.conflicts[name] = {*self.conflicts[name], node}
+        self.names = [*self.names, *self.nodes]
+        self.full |= {node: len(shares) - 1 for node, (_, shares) in self.nodes.items()}
+        self.limit = float(rng.uniform(0.2, 0.95)) * self.cost(self.full)
+
+    def cost(self, widths: Widths) -> int:
+        nodes = getattr(self, "nodes", {})
+        spaces = sorted(name for name in widths if name not in nodes)
+        sizes = [3, *(widths[name] for name in spaces), 5]
+        total = 0.0
+        for layer, factor in enumerate(self.factors):
+            own = 4.0 if self.additive else sizes[layer] * sizes[layer + 1]
+            share = next((shares[widths[node]] for node, (at, shares) in nodes.items() if at == layer), 1.0)
+            more = widths[spaces[layer]] if self.additive and layer < len(spaces) else 0
+            total += float(factor) * (own * share + more)
+        return round(100 * total)
+
+    def allocated(self, cost: Callable[[Widths], int] | None = None) -> dict[str, int]:
+        return allocate(
+            self.losses, self.options, cost or self.cost, self.conflicts, self.limit, curved=set(self.nodes)
+        )
+
+
+@pytest.mark.parametrize("additive", [True, False])
+def test_allocation_with_pairs_is_the_best_or_close_to_it(additive: bool) -> None:
+    lost = []
+    for seed in range(30):
+        chain = Pairs(seed, additive=additive)
+        if np.prod([len(choice) for choice in chain.options.values()]) > 20_000:
+            continue
+        best, got = chain.best(), chain.allocated()
+        if best is None:
+            assert got == {name: chain.options[name][0] for name in chain.names}
+            continue
+        assert chain.cost(got) <= chain.limit
+        lost.append(chain.loss(got) - best)
+        assert lost[-1] >= -1e-9 and (not additive or lost[-1] <= 1e-9)
+    assert np.mean(np.array(lost) <= 1e-9) >= 0.9
+
+
+def test_the_cost_of_curved_options_is_never_read_off_their_ends() -> None:
+    table = np.array([[10.0, 11.0, 90.0, 100.0], [5.0, 60.0, 61.0, 62.0]])
+    losses = {"a": np.array([3.0, 2.0, 1.0, 0.0]), "b": np.array([9.0, 4.0, 2.0, 0.0])}
+    options = {"a": [0, 1, 2, 3], "b": [0, 1, 2, 3]}
+
+    def cost(widths: Widths) -> float:
+        return float(table[0][widths["a"]] + table[1][widths["b"]])
+
+    got = allocate(losses, options, cost, {"a": set(), "b": set()}, 75.0, curved={"a", "b"})
+    assert got == {"a": 1, "b": 3}

@@ -108,14 +108,14 @@ def test_every_layer_is_no_worse_than_truncated_on_its_own_problem(networks: Any
     rows: list[tuple[str, float, float]] = []
     plain = made.run.solve
 
-    def noted(link: Any, sums: Any, keep: np.ndarray) -> Any:
+    def noted(link: Any, sums: Any, keep: np.ndarray, pair: Any = None) -> Any:
         mask = link.keeps(keep)
         shift = link.unit.shift if link.unit.shiftable else 0 * link.unit.shift
         groups, _, outs = link.unit.matrix().shape
         start = np.concatenate(
             [np.where(mask[:, :, None], link.unit.matrix(), 0.0), shift.reshape(groups, 1, outs)], axis=1
         )
-        row = plain(link, sums, keep)
+        row = plain(link, sums, keep, pair)
         rows.append((link.unit.name, row["error_fitted"] ** 2 * (sums.spread() or 1.0), sums.error(start)))
         return row
 

@@ -35,7 +35,7 @@ def test_curves_of_every_space(networks: Any, bench: Any, name: str, asymmetric:
         for values in (curve.loss, curve.elimination.error):
             assert values.shape == (space.width + 1,) and np.isfinite(values).all()
             assert (np.diff(values) <= 0).all() and values[-1] == 0.0
-        assert curve.measured and all(0 < m.width < space.width and m.loss >= 0 for m in curve.measured)
+        assert curve.measured and all(0 < m.place < space.width and m.loss >= 0 for m in curve.measured)
     assert found.slope >= 0
     full = {space.name: space.width for space in chosen}
     assert found.agreement(full) == 1.0

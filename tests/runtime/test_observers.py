@@ -1,4 +1,4 @@
-"""The streamed Gram matrix and triangular factor against plain float64 sums."""
+"""The streamed Gram matrix, covariance and triangular factor against plain float64 sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.runtime import observers
-from onnxprune.runtime.observers import Gram, Triangular
+from onnxprune.runtime.observers import Gram, Spread, Triangular
 
 
 def reference(array: np.ndarray, axis: int, channels: int, outer: int, inner: int) -> tuple[np.ndarray, int]:
@@ -172,3 +172,83 @@ def test_fewer_rows_than_channels_and_none_give_a_square_factor() -> None:
     observer.update(np.ones((50, 4)))
     assert np.array_equal(first.factor, held)
     assert observer.result().rows == 52
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_spread_is_the_mean_and_covariance_of_every_axis(data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, 4))
+    axis = data.draw(st.integers(-rank, rank - 1))
+    shape = [data.draw(st.integers(1, 4)) for _ in range(rank)]
+    array = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal(shape).astype(np.float32)
+    observer = Spread(axis, shape[axis])
+    observer.update(array)
+    rows = np.moveaxis(array, axis, -1).reshape(-1, shape[axis]).astype(np.float64)
+    found = observer.result()
+    assert found.rows == len(rows)
+    assert found.covariance.dtype == found.mean.dtype == np.float64
+    np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-12)
+    centred = rows - rows.mean(0)
+    np.testing.assert_allclose(found.covariance, centred.T @ centred, atol=1e-11)
+    np.testing.assert_allclose(found.positive, (rows > 0).mean(0))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 22])
+def test_a_spread_does_not_depend_on_batches(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observers, "_CHUNK", chunk)
+    array = (5 + np.random.default_rng(0).standard_normal((30, 6, 3, 2))).astype(np.float32)
+    whole, parts = Spread(1, 6), Spread(1, 6)
+    whole.update(array)
+    for part in np.array_split(array, [0, 1, 2, 9, 20]):
+        parts.update(part)
+    first, second = whole.result(), parts.result()
+    np.testing.assert_allclose(first.covariance, second.covariance, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(first.mean, second.mean, rtol=1e-12)
+    np.testing.assert_allclose(first.positive, second.positive)
+    assert first.rows == second.rows == 180
+
+
+def test_a_spread_survives_a_mean_far_from_zero() -> None:
+    rng = np.random.default_rng(0)
+    wide = 1e8 + rng.standard_normal((4000, 3)) * np.array([1.0, 1e-3, 1.0])
+    observer = Spread(1, 3)
+    for part in np.array_split(wide, 5):
+        observer.update(part)
+    found = observer.result()
+    assert found.covariance[1, 1] == pytest.approx(np.square(wide[:, 1] - wide[:, 1].mean()).sum(), rel=1e-3)
+    np.testing.assert_allclose(found.covariance, (wide - wide.mean(0)).T @ (wide - wide.mean(0)), atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_spread_tells_of_what_is_not_finite(bad: float) -> None:
+    observer = Spread(1, 3)
+    observer.update(np.ones((2, 3), dtype=np.float16))
+    assert observer.finite()
+    array = np.ones((2, 3), dtype=np.float32)
+    array[1, 2] = bad
+    observer.update(array)
+    assert not observer.finite()
+
+
+def test_a_spread_of_nothing_and_of_copies() -> None:
+    observer = Spread(0, 2)
+    observer.update(np.zeros((2, 0)))
+    empty = observer.result()
+    assert empty.rows == 0 and not empty.mean.any() and not empty.covariance.any() and not empty.positive.any()
+    observer.update(np.ones(2))
+    first = observer.result()
+    observer.update(np.zeros(2))
+    assert first.mean.tolist() == [1.0, 1.0] and first.rows == 1 and first.positive.tolist() == [1.0, 1.0]
+    assert observer.result().positive.tolist() == [0.5, 0.5]
+
+
+def test_maps_with_more_positions_than_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observers, "_PLACES", 10)
+    array = np.random.default_rng(0).standard_normal((3, 2, 5, 5))
+    for axis, shape in ((1, array), (3, np.moveaxis(array, 1, 3))):
+        observer = Spread(axis, 2)
+        observer.update(shape)
+        assert observer.result().rows == 30
+        again = Spread(axis, 2)
+        again.update(shape)
+        assert np.array_equal(again.result().covariance, observer.result().covariance)

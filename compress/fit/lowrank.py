@@ -1,0 +1,193 @@
+"""Matrices of low rank, as close as data can tell: one linear node's weight as the product of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from onnxprune.fit.moments import Moments
+from onnxprune.fit.solve import Solution
+from onnxprune.fit.wide import Wide
+from onnxprune.graph.factorise import INPUT, OUTPUT, TURNED, Pair, factors, refolded, unfold
+from onnxprune.linalg import solve_psd
+
+# Second moments get so much of their mean diagonal: directions without data stay as the weights have them.
+_JITTER = 1e-6
+# A variance below this share of the energy is rounding.
+_NOTHING = 1e-12
+# Rounds of alternating least squares, steps of conjugate gradients in each, and less of it for wide nodes.
+_ROUNDS, _STEPS = 4, 8
+_WIDE, _WIDE_ROUNDS = 1500, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What an error in a weight costs: ``tr(E^T G E)`` with second moments G [F, F] about the mean [F].
+
+    ``gram`` None: every entry counts the same (no data). Features are ordered (tap, channel).
+    """
+
+    gram: np.ndarray | None
+    mean: np.ndarray | None
+
+    @classmethod
+    def of(cls, sums: Moments, *, shiftable: bool) -> Metric:
+        """Return the metric of a problem with one group; where no constant can be written, moments about zero."""
+        gram, count = sums.gram[0], max(sums.rows, 1)
+        total = gram[-1, :-1]
+        if not shiftable:
+            return cls(gram[:-1, :-1].copy(), None)
+        energy = gram.diagonal()[:-1]
+        centred = gram[:-1, :-1] - np.outer(total, total) / count
+        still = centred.diagonal() <= _NOTHING * energy
+        centred[still], centred[:, still] = 0.0, 0.0
+        return cls(centred, total / count)
+
+
+def project(matrix: np.ndarray, metric: Metric, pair: Pair, kernel: Sequence[int]) -> np.ndarray:
+    """Return the matrix [F, O] of a pair that computes nearly what ``matrix`` does.
+
+    ``output``: the best one, by the principal components of the outputs (Zhang, Zou, He, Sun, 2016, eq. 6). Other
+    kinds: alternating least squares on the same error, from the singular vectors of the encoder's features
+    whitened; without data, or where only zeros were seen, the truncated singular value decomposition, which is the
+    best one then.
+    """
+    if metric.gram is None or not metric.gram.any() or not matrix.any():
+        first, second = factors(unfold(matrix, pair.kind, kernel), pair.rank)
+        return refolded(first @ second, pair.kind, kernel, matrix.shape[1])
+    if pair.kind == OUTPUT:
+        kept = components(matrix.T @ metric.gram @ matrix)[1][:, : pair.rank]
+        return np.asarray(matrix @ kept @ kept.T)
+    # Features in the order (what the decoder runs over, what the encoder runs over and its channels).
+    order = _order(len(matrix), pair.kind, kernel)
+    blocks = {INPUT: int(np.prod(kernel)), TURNED: kernel[-1]}.get(pair.kind, kernel[0])
+    wanted = matrix[order].reshape(blocks, -1, matrix.shape[1])
+    found = _alternated(wanted, metric.gram[np.ix_(order, order)], pair.rank)
+    result = np.empty_like(matrix)
+    result[order] = found.reshape(matrix.shape)
+    return result
+
+
+def components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues, descending and not negative, and eigenvectors as columns; signs are fixed."""
+    values, vectors = np.linalg.eigh(covariance)
+    vectors = vectors[:, ::-1]
+    largest = np.argmax(np.abs(vectors), axis=0)
+    signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
+    return np.maximum(values[::-1], 0.0), vectors * np.where(signs == 0.0, 1.0, signs)
+
+
+def error(matrix: np.ndarray, other: np.ndarray, metric: Metric) -> float:
+    """Return what using ``other`` in place of ``matrix`` costs."""
+    left = matrix - other
+    return float(np.sum(left * left) if metric.gram is None else np.sum(left * (metric.gram @ left)))
+
+
+def paired(
+    solution: Solution, sums: Moments | Wide, mask: np.ndarray, pair: Pair, kernel: Sequence[int], *, shiftable: bool
+) -> Solution:
+    """Return a solution of one group as a pair of nodes can compute it; its constant makes up for the mean.
+
+    ``mask`` [F] says which features stay; the others have weights of zero, and keep them. Where there are too many
+    features for second moments, ``output`` is the one kind that is known.
+    """
+    matrix = solution.matrix[0]
+    near = np.zeros_like(matrix)
+    mean: np.ndarray | None
+    if isinstance(sums, Wide):
+        seen = sums.matrix.astype(np.float64) @ matrix
+        mean = sums.matrix.mean(axis=0, dtype=np.float64) if shiftable else None
+        seen -= seen.mean(axis=0) if shiftable else 0.0
+        kept = components(seen.T @ seen)[1][:, : pair.rank]
+        near = matrix @ kept @ kept.T
+    else:
+        metric = Metric.of(sums, shiftable=shiftable)
+        assert metric.gram is not None
+        near[mask] = project(matrix[mask], Metric(metric.gram[np.ix_(mask, mask)], None), pair, kernel)
+        mean = metric.mean
+    shift = solution.shift
+    if mean is not None:
+        shift = shift + mean @ (matrix - near)
+    left = sums.error(np.vstack([near, shift[None]])[None]) / (sums.spread() or 1.0)
+    return replace(solution, matrix=near[None], shift=shift, fitted=left)
+
+
+def _order(features: int, kind: str, kernel: Sequence[int]) -> np.ndarray:
+    index = np.arange(features)
+    if kind != TURNED:
+        return index
+    return np.asarray(index.reshape(kernel[0], kernel[1], -1).transpose(1, 0, 2).ravel())
+
+
+def _alternated(wanted: np.ndarray, gram: np.ndarray, rank: int) -> np.ndarray:
+    """Minimise ``sum (M_v - E D_v)^T G_vw (M_w - E D_w)`` over E [A, r] and D [V, r, O]; return E D [V, A, O]."""
+    blocks, height, outputs = wanted.shape
+    gram = gram + _JITTER * float(np.mean(gram.diagonal())) * np.eye(len(gram))
+    grid = gram.reshape(blocks, height, blocks, height)
+    own = np.einsum("vavb->ab", grid) / blocks
+    target = (gram @ wanted.reshape(-1, outputs)).reshape(wanted.shape)
+    try:
+        lower = np.linalg.cholesky(own)
+    except np.linalg.LinAlgError:  # nothing but zeros was seen
+        lower = np.eye(height)
+    flat = wanted.transpose(1, 0, 2).reshape(height, -1)
+    left = np.linalg.svd(lower.T @ flat, full_matrices=False)[0]
+    encoder = solve_triangular(lower, left[:, :rank], lower=True, trans="T")
+    rank = encoder.shape[1]
+    wide = height > _WIDE or blocks * rank > _WIDE
+    decoder = np.zeros((blocks, rank, outputs))
+    for turn in range(_WIDE_ROUNDS if wide else _ROUNDS):
+        if turn:
+            encoder = _encoder(encoder, decoder, grid, target, lower)
+        encoder = np.linalg.qr(encoder)[0]
+        inner = np.einsum("vawb,bs->vaws", grid, encoder, optimize=True)
+        inner = np.einsum("ar,vaws->vrws", encoder, inner, optimize=True)
+        right = np.einsum("ar,vao->vro", encoder, target, optimize=True)
+        size = blocks * rank
+        decoder = solve_psd(inner.reshape(size, size), right.reshape(size, outputs)).reshape(blocks, rank, outputs)
+    return np.asarray(np.einsum("ar,vro->vao", encoder, decoder, optimize=True))
+
+
+def _encoder(
+    start: np.ndarray, decoder: np.ndarray, grid: np.ndarray, target: np.ndarray, lower: np.ndarray
+) -> np.ndarray:
+    """Return E closer to ``sum_vw G_vw E D_w D_v^T = sum_v T_v D_v^T``: a few preconditioned conjugate gradients."""
+    mixed = np.einsum("wro,vso->wrvs", decoder, decoder, optimize=True)
+    mean = np.einsum("vrvs->rs", mixed)
+    mean = mean + 1e-9 * float(np.mean(mean.diagonal())) * np.eye(len(mean))
+    second = np.linalg.cholesky(mean)
+
+    def applied(x: np.ndarray) -> np.ndarray:
+        spread = np.einsum("wrvs,ar->wavs", mixed, x, optimize=True)
+        return np.asarray(np.einsum("vbwa,wavs->bs", grid, spread, optimize=True))
+
+    def eased(x: np.ndarray) -> np.ndarray:
+        half = solve_triangular(lower, x, lower=True)
+        half = solve_triangular(lower, half, lower=True, trans="T")
+        turned = solve_triangular(second, half.T, lower=True)
+        return np.asarray(solve_triangular(second, turned, lower=True, trans="T").T)
+
+    right = np.einsum("vao,vro->ar", target, decoder, optimize=True)
+    result = start.copy()
+    residual = right - applied(result)
+    eased_residual = eased(residual)
+    direction, energy = eased_residual, float(np.sum(residual * eased_residual))
+    begun = energy
+    for _ in range(_STEPS):
+        if energy <= 1e-12 * begun or begun <= 0.0:
+            break
+        product = applied(direction)
+        curvature = float(np.sum(direction * product))
+        if curvature <= 0.0:
+            break
+        step = energy / curvature
+        result = result + step * direction
+        residual = residual - step * product
+        eased_residual = eased(residual)
+        renewed = float(np.sum(residual * eased_residual))
+        direction = eased_residual + (renewed / energy) * direction
+        energy = renewed
+    return result

@@ -1,0 +1,126 @@
+"""What one linear node could become: pairs of nodes at several ranks, the error that each leaves, and its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.fit.links import Link
+from onnxprune.fit.lowrank import Metric, components, error, project
+from onnxprune.fit.reconstruct import Sums
+from onnxprune.fit.wide import Wide
+from onnxprune.graph.factorise import OUTPUT, TURNED, Pair, Parting, kernel_of, unfold
+
+Partings = Mapping[str, Parting]
+# Ranks that are offered of one kind, at most, and how many of them are solved for.
+_GRID, _SOLVED = 24, 3
+# A pair must save so much of what the node costs to be worth two kernels.
+_WORTH = 0.98
+
+
+@dataclass(frozen=True)
+class Option:
+    """A pair of nodes, or the node as it is (``pair`` None), with its MACs and parameters."""
+
+    pair: Pair | None
+    macs: int
+    params: int
+
+
+def ranks(parting: Parting, macs: int, *, by: str = "macs") -> list[int]:
+    """Return the ranks worth having, ascending: those that save cost (``macs`` or ``params`` of the node as it is)."""
+    each = parting.macs if by == "macs" else parting.params
+    whole = macs if by == "macs" else parting.height * parting.width
+    highest = min(parting.full - 1, math.ceil(_WORTH * whole / max(1, each)) - 1)
+    return list(range(1, highest + 1))
+
+
+def offers(link: Link, sums: Sums, partings: Partings) -> tuple[list[Option], np.ndarray]:
+    """Return options by rising MACs, none beaten by a cheaper one, and their errors over the spread of the targets.
+
+    The node as it is comes last and has no error. Ranks of ``output`` have their exact error; of other kinds a few
+    are solved for, and the others follow the singular values of the whitened weight between them.
+    """
+    unit = link.unit
+    whole = dense(partings)
+    found: list[tuple[float, Option]] = []
+    spread = sums.spread() or 1.0
+    matrix = unit.matrix()[0]
+    metric = None if isinstance(sums, Wide) else Metric.of(sums, shiftable=unit.shiftable)
+    for kind, parting in partings.items():
+        offered = _grid(ranks(parting, whole.macs))
+        if not offered or (metric is None and kind != OUTPUT):
+            continue
+        if metric is None:
+            assert isinstance(sums, Wide)
+            seen = sums.matrix.astype(np.float64) @ matrix
+            seen -= seen.mean(axis=0) if unit.shiftable else 0.0
+            errors = _tails(components(seen.T @ seen)[0])[offered]
+        else:
+            errors = _errors(matrix, metric, kind, kernel_of(unit), offered)
+        for rank, left in zip(offered, errors, strict=True):
+            option = Option(Pair(kind, rank), rank * parting.macs, rank * parting.params)
+            found.append((float(left) / spread, option))
+    found.sort(key=lambda item: (item[1].macs, item[0]))
+    best: list[tuple[float, Option]] = []
+    for left, option in found:
+        if not best or left < best[-1][0]:
+            if best and best[-1][1].macs == option.macs:
+                best.pop()
+            best.append((left, option))
+    return [*(option for _, option in best), whole], np.array([*(left for left, _ in best), 0.0])
+
+
+def dense(partings: Partings) -> Option:
+    """Return the node as it is; any kind of parting tells its size."""
+    first = next(iter(partings.values()))
+    return Option(None, first.whole, first.height * first.width)
+
+
+def _grid(offered: list[int]) -> list[int]:
+    if len(offered) <= _GRID:
+        return offered
+    places = np.unique(np.round(np.linspace(0, len(offered) - 1, _GRID)).astype(int))
+    return [offered[place] for place in places]
+
+
+def _tails(squares: np.ndarray) -> np.ndarray:
+    """Return what is left behind every rank, [n + 1]."""
+    return np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+
+
+def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ...], offered: list[int]) -> np.ndarray:
+    assert metric.gram is not None
+    if kind == OUTPUT:
+        return np.asarray(_tails(components(matrix.T @ metric.gram @ matrix)[0])[offered])
+    tails = _tails(_whitened(matrix, metric.gram, kind, kernel))
+    rough = np.array([tails[min(rank, len(tails) - 1)] for rank in offered])
+    places = np.unique(np.round(np.linspace(0, len(offered) - 1, _SOLVED + 2)[1:-1]).astype(int))
+    exact = [error(matrix, project(matrix, metric, Pair(kind, offered[place]), kernel), metric) for place in places]
+    floor = 1e-12 * float(rough.max(initial=0.0)) + 1e-300
+    logs = np.log(rough + floor)
+    known = sorted(
+        (logs[place], np.log(max(got, floor)) - logs[place]) for place, got in zip(places, exact, strict=True)
+    )
+    shift = np.interp(logs, [x for x, _ in known], [y for _, y in known])
+    return np.asarray(np.exp(logs + shift))
+
+
+def _whitened(matrix: np.ndarray, gram: np.ndarray, kind: str, kernel: tuple[int, ...]) -> np.ndarray:
+    """Return the squared singular values of a weight, its encoder's features whitened by their mean moments."""
+    if kind == TURNED:
+        order = np.arange(len(matrix)).reshape(kernel[0], kernel[1], -1).transpose(1, 0, 2).ravel()
+        gram = gram[np.ix_(order, order)]
+    unfolded = unfold(matrix, kind, kernel)
+    height = len(unfolded)
+    blocks = len(gram) // height
+    own = np.einsum("vavb->ab", gram.reshape(blocks, height, blocks, height)) / blocks
+    own = own + 1e-6 * float(np.mean(own.diagonal())) * np.eye(height)
+    try:
+        lower = np.linalg.cholesky(own)
+    except np.linalg.LinAlgError:
+        return np.zeros(min(unfolded.shape))
+    return np.asarray(np.linalg.svd(lower.T @ unfolded, compute_uv=False) ** 2)

@@ -1,0 +1,165 @@
+"""Sharing one budget out over channel spaces and linear nodes: narrower, in two, or left as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx_ir as ir
+
+from onnxprune.contract import Context
+from onnxprune.fit.cutting import Cutter, Treatable
+from onnxprune.fit.knapsack import allocate
+from onnxprune.fit.offers import Option, Partings
+from onnxprune.fit.reconstruct import Fit
+from onnxprune.fit.sizing import Sizing
+from onnxprune.fit.survey import RankCurve, Survey, survey
+from onnxprune.graph.factorise import Pair, partings
+from onnxprune.graph.linear import Unit, linear_units
+from onnxprune.graph.selection import Selection
+from onnxprune.graph.shapes import Shapes
+from onnxprune.graph.tally import Tally
+
+# Nodes and spaces may have the same name.
+_NODE = "node "
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Widths of spaces, and pairs by the names of the nodes that they replace; ``places`` are theirs in the offers."""
+
+    widths: Mapping[str, int]
+    pairs: Mapping[str, Pair]
+    places: Mapping[str, int]
+
+
+def partable(
+    model: ir.Model, shapes: Shapes, selection: Selection, kinds: tuple[str, ...], *, one: bool = False
+) -> tuple[dict[str, tuple[Unit, Partings]], dict[str, str]]:
+    """Return the linear nodes that a pair could replace, with the kinds that it could have, and why others cannot.
+
+    With ``one`` a node has the first of ``kinds`` that it knows.
+    """
+    found: dict[str, tuple[Unit, Partings]] = {}
+    skipped: dict[str, str] = {}
+    for unit in linear_units(model, shapes):
+        reason = selection.reason([unit.name])
+        if reason is not None:
+            skipped[unit.name] = reason
+            continue
+        known = partings(unit, shapes)
+        ways = {kind: known[kind] for kind in kinds if kind in known}
+        ways = dict(list(ways.items())[:1]) if one else ways
+        if unit.groups != 1:
+            skipped[unit.name] = f"its channels do not mix ({unit.groups} groups)"
+        elif not ways:
+            skipped[unit.name] = "its kernel cannot be parted this way"
+        elif all(way.macs >= way.whole and way.params >= way.height * way.width for way in ways.values()):
+            skipped[unit.name] = "even a pair of rank 1 costs more"
+        else:
+            found[unit.name] = (unit, ways)
+    return found, skipped
+
+
+class Pairer(Cutter):
+    """A :class:`Cutter` that may also put pairs of nodes in the place of linear ones."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        context: Context,
+        fit: Fit,
+        treatable: Treatable,
+        nodes: Callable[[ir.Model, Shapes], tuple[dict[str, tuple[Unit, Partings]], dict[str, str]]],
+    ) -> None:
+        super().__init__(model, context, fit, treatable)
+        self.units, left = nodes(self.analysis.model, self.shapes)
+        self.skipped = {**left, **self.skipped}
+
+    @cached_property
+    def survey(self) -> Survey:
+        """The curves of all spaces and of all nodes that could be parted."""
+        ways = {name: found for name, (_, found) in self.units.items()}
+        work = self._reconstruction(self.analysis, self.base)
+        return survey(work, self.chosen, self.context, parted=ways)
+
+    def shared(self, sizing: Sizing) -> Choice:
+        """Return the choice whose predicted loss is least under the budget."""
+        found = self.survey
+        curves = {name: curve for name, curve in found.ranks.items() if len(curve.options) > 1}
+        losses = {name: curve.loss for name, curve in found.curves.items()}
+        losses |= {_NODE + name: curve.loss for name, curve in curves.items()}
+        choices: dict[str, list[int]] = dict(sizing.choices({space.name: space.width for space in self.chosen}))
+        choices |= {_NODE + name: list(range(len(curve.options))) for name, curve in curves.items()}
+        budget = sizing.budget(self.analysis, self.context, self.tally)
+        bill = _Bill(self.tally, self.units, curves, budget.cost, sizing.name)
+        found_widths = allocate(
+            losses, choices, bill, bill.conflicts(), budget.limit, curved={_NODE + name for name in curves}
+        )
+        return self.choice(found_widths, curves)
+
+    @staticmethod
+    def choice(found: Mapping[str, int], curves: Mapping[str, RankCurve]) -> Choice:
+        """Return what an allocation means."""
+        widths = {name: width for name, width in found.items() if not name.startswith(_NODE)}
+        places = {name: found[_NODE + name] for name in curves}
+        options = {name: curves[name].options[place] for name, place in places.items()}
+        pairs = {name: option.pair for name, option in options.items() if option.pair is not None}
+        return Choice(widths, pairs, places)
+
+
+class _Bill:
+    """The cost of widths and options together, in MACs, parameters or bytes."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        units: Mapping[str, tuple[Unit, Partings]],
+        curves: Mapping[str, RankCurve],
+        cost: Callable[[Mapping[str, int]], int],
+        currency: str,
+    ) -> None:
+        self.tally, self.units, self.curves, self.cost, self.currency = tally, units, curves, cost, currency
+        self.spaces = {name: tally.spaces_of(units[name][0].weight) for name in curves}
+        self.changes: dict[tuple[object, ...], float] = {}
+
+    def __call__(self, choice: Mapping[str, int]) -> int:
+        widths = {name: width for name, width in choice.items() if not name.startswith(_NODE)}
+        total = float(self.cost(widths))
+        for name, curve in self.curves.items():
+            option = curve.options[choice[_NODE + name]]
+            if option.pair is not None:
+                own = tuple(widths.get(space, self.tally.full[space]) for space in self.spaces[name])
+                key = (name, choice[_NODE + name], own)
+                if key not in self.changes:
+                    self.changes[key] = self._change(name, option, widths)
+                total += self.changes[key]
+        return round(total)
+
+    def conflicts(self) -> dict[str, set[str]]:
+        """Return, per space and node, those whose cost depends on it."""
+        found = {name: set(others) for name, others in self.tally.conflicts().items()}
+        for name in self.curves:
+            found[_NODE + name] = set(self.spaces[name])
+            for space in self.spaces[name]:
+                found[space].add(_NODE + name)
+        return found
+
+    def _change(self, name: str, option: Option, widths: Mapping[str, int]) -> float:
+        """Return what a pair costs more than the node as it is, when both have these widths around them."""
+        unit, ways = self.units[name]
+        assert option.pair is not None
+        way, rank = ways[option.pair.kind], option.pair.rank
+        stored = unit.weight.const_value
+        assert stored is not None
+        before = [int(s) for s in stored.shape.numpy()]
+        after = self.tally.sizes(unit.weight, tuple(before), widths)
+        reads = (after[unit.in_axis] or 0) / before[unit.in_axis]
+        writes = (after[unit.out_axis] or 0) / before[unit.out_axis]
+        if self.currency in ("params", "bytes"):
+            inner = way.height * reads + way.width * writes
+            change = rank * inner - way.height * way.width * reads * writes
+            return change * (stored.dtype.itemsize if self.currency == "bytes" else 1)
+        first = way.reads * before[unit.in_axis]
+        return rank * (first * reads + (way.macs - first) * writes) - way.whole * reads * writes
