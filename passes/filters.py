@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import DataError
-from onnxprune.fit.cutting import Cutter, refittable
+from onnxprune.fit.cutting import Cutter, fastest_within, refittable
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing, plan_spaces, reached
 from onnxprune.graph import spaces, surgery
@@ -41,6 +41,12 @@ class Filters:
     )
     params: float | None = option(
         None, float, "parameters after this pass over those of the source", low=0.0, above=True, high=1.0
+    )
+    bytes: float | None = option(
+        None, float, "bytes of tensors after this pass over those of the source", low=0.0, above=True, high=1.0
+    )
+    latency: float | None = option(
+        None, float, "measured latency after this pass over that of the source", low=0.0, above=True, high=1.0
     )
     norm: str = option("l2", str, "score of a channel", choices=("l1", "l2"))
     scope: str = option(
@@ -108,28 +114,28 @@ class Filters:
         analysis = spaces.analyse(prepare(model))
         chosen, skipped = self._chosen(analysis, context)
         scores = {space.name: channel_scores(analysis, space, self.norm) for space in chosen}
-        if self.reconstruct == "none" or self.keep == 1.0:
-            return _Scored(analysis, chosen, skipped, scores, None)
-        if context.examples is None:
+        refits = self.reconstruct != "none" and self.keep != 1.0
+        if not refits and self.latency is None:
+            return _Scored(analysis, chosen, skipped, scores, None, context)
+        if context.examples is None and refits:
             raise DataError(f"filters: reconstruct={self.reconstruct} needs calibration data; give --data or --calib")
         fit = Fit(asymmetric=self.reconstruct == "asymmetric")
         cutter = Cutter(model, context, fit, lambda other: self._chosen(other, context))
-        return _Scored(analysis, chosen, skipped, scores, cutter)
+        return _Scored(analysis, chosen, skipped, scores, cutter, context)
 
     def _cut(self, scored: _Scored, analysis: Analysis, context: Context) -> StepResult:
         """Cut the model of ``analysis``, which is that of ``scored`` or another one of the same model."""
         chosen, scores = scored.chosen, scored.scores
         sizing = Sizing.of(self)
-        pooled = {n: s / max(float(np.sqrt(np.mean(s**2))), 1e-30) for n, s in scores.items()}
-        alone = self.scope == "space"
-        widths = (
-            sizing.widths(scored.analysis, chosen, context)
-            if alone
-            else sizing.ranked(scored.analysis, pooled, context)
-        )
+        if sizing.name == "latency" and sizing.value < 1.0 and scored.cutter is not None:
+            widths = fastest_within(
+                sizing.value, scored.cutter, sizing, lambda size: self._widths(scored, size), scored.cutter.shrunk
+            )
+        else:
+            widths = self._widths(scored, sizing)
         kept = {name: strongest(scores[name], width) for name, width in widths.items() if width < len(scores[name])}
         refits: dict[str, Any] = {}
-        if scored.cutter is not None:
+        if scored.cutter is not None and self.reconstruct != "none":
             cut = scored.cutter.cut(widths, kept)
             result, refits = cut.model, {"refits": cut.refits}
         else:
@@ -137,14 +143,24 @@ class Filters:
                 surgery.cut(analysis, kept)
                 record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
             result = finish(analysis.model)
+        got = reached(self, result, context)
+        if self.latency is not None:
+            from onnxprune.fit.speed import ratio
+
+            got["latency"] = (self.latency, ratio(context, result))
         warnings = (
             () if chosen else (f"{self.name} found no channels that it can cut; the reasons are listed with the step",)
         )
         rows = [_row(space, widths[space.name]) for space in chosen]
         numbers = {"spaces": len(chosen), "layers": rows, **refits}
-        return StepResult(
-            result, scored.skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(widths))
-        )
+        return StepResult(result, scored.skipped, numbers, got, (*warnings, *sizing.unaligned(widths)))
+
+    def _widths(self, scored: _Scored, sizing: Sizing) -> dict[str, int]:
+        """Return how many channels every space keeps: the same share of each, or by score over all of them."""
+        if self.scope == "space":
+            return sizing.widths(scored.analysis, scored.chosen, scored.context)
+        pooled = {n: s / max(float(np.sqrt(np.mean(s**2))), 1e-30) for n, s in scored.scores.items()}
+        return sizing.ranked(scored.analysis, pooled, scored.context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +172,7 @@ class _Scored:
     skipped: Mapping[str, str]
     scores: Mapping[str, np.ndarray]
     cutter: Cutter | None
+    context: Context
 
 
 def channel_scores(analysis: Analysis, space: ChannelSpace, norm: str) -> np.ndarray:

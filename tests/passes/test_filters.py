@@ -209,3 +209,21 @@ def test_half_precision_models_are_taken_as_they_are(
     assert np.isfinite(got).all()
     if text.startswith("id"):
         assert np.abs(got - want).max() <= 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("kind", ["none", "asymmetric"])
+def test_bytes_and_latency_are_sizes_too(
+    conv_net: Callable[..., onnx.ModelProto], apply: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from onnxprune.fit import speed
+
+    proto = conv_net(3)
+    data = {"input": np.random.default_rng(3).standard_normal((40, 1, 12, 12)).astype(np.float32)}
+    source = measure(ir.serde.deserialize_model(proto))
+    # The speed of a candidate is what its MACs say: a test must not depend on the machine.
+    monkeypatch.setattr(speed, "ratio", lambda context, model: measure(model).macs / source.macs)
+    result, step = apply(proto, f"filters(latency=0.6,reconstruct={kind})", data)
+    wanted, got = step.result.reached["latency"]
+    assert wanted == 0.6 and 0.45 < got <= 0.6 and got == measure(result).macs / source.macs
+    result, step = apply(proto, f"filters(bytes=0.5,reconstruct={kind})", data)
+    assert 0.45 < measure(result).bytes / source.bytes <= 0.5
