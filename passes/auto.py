@@ -105,7 +105,7 @@ class Auto:
     def _nodes(self, model: ir.Model, shapes: Any) -> Any:
         words = self._methods()
         kinds = tuple(k for k in KINDS if (k == "output" and "pca" in words) or "lrank" in words)
-        return partable(model, shapes, self._selection, kinds)
+        return partable(model, shapes, self._selection, kinds) if kinds else ({}, {})
 
     def _treatable(self, context: Context) -> Any:
         selection = self._selection

@@ -153,7 +153,8 @@ class Filters:
         )
         rows = [_row(space, widths[space.name]) for space in chosen]
         numbers = {"spaces": len(chosen), "layers": rows, **refits}
-        return StepResult(result, scored.skipped, numbers, got, (*warnings, *sizing.unaligned(widths)))
+        narrow = {name: len(indices) for name, indices in kept.items()}
+        return StepResult(result, scored.skipped, numbers, got, (*warnings, *sizing.unaligned(narrow)))
 
     def _widths(self, scored: _Scored, sizing: Sizing) -> dict[str, int]:
         """Return how many channels every space keeps: the same share of each, or by score over all of them."""

@@ -12,12 +12,13 @@ import onnx_ir as ir
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import OptionError
 from onnxprune.fit.factoring import factored, pairer_of, refitted
+from onnxprune.fit.lowrank import Metric, project
 from onnxprune.fit.pairing import Choice, Pairer
 from onnxprune.fit.ranking import ranked
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.zeroing import usable
-from onnxprune.graph.factorise import KINDS, OUTPUT, kernel_of, unfold
+from onnxprune.graph.factorise import KINDS, OUTPUT, Pair, kernel_of, unfold
 from onnxprune.graph.linear import Unit
 from onnxprune.graph.selection import Selection
 
@@ -118,7 +119,7 @@ class LRank:
             item = self if value is None else replace(self, flops=value)
             if pairer is not None:
                 return refitted(item, pairer, context, lambda sizing: item._choice(pairer, sizing))
-            result = factored(item, model, context, self._selection, self._kinds, self._score)
+            result = factored(item, model, context, self._selection, self._kinds, self._score, _truncate)
             return replace(result, warnings=(*result.warnings, *said))
 
         return made
@@ -135,3 +136,8 @@ class LRank:
         if self.scale == "norm":
             squares /= float(squares.sum()) or 1.0
         return squares, np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+
+
+def _truncate(name: str, unit: Unit, pair: Pair) -> None:
+    """Truncate a layer's weight as a following BatchNormalization scales it, which is what ranks are chosen by."""
+    unit.set_matrix(project(unit.matrix()[0], Metric(None, None), pair, kernel_of(unit))[None])

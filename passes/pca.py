@@ -18,6 +18,7 @@ from onnxprune.fit.ranking import ranked, sensitivities
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.rectified import rectifies
 from onnxprune.fit.sizing import Sizing
+from onnxprune.graph.attributes import float_attribute
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.factorise import OUTPUT, Pair
@@ -110,7 +111,13 @@ class Pca:
         add_constants(work)
         shapes = concrete_shapes(work, example_shapes(work, {}))
         units, _ = partable(work, shapes, self._selection, (OUTPUT,))
-        return {_tap(unit): Spread(unit.out_channels, len(unit.scale)) for unit, _ in units.values()}
+        taps = [_tap(unit) for unit, _ in units.values()]
+        sizes = [len(unit.scale) for unit, _ in units.values()]
+        if self.weighting == "relu":
+            rectified = [unit for unit, _ in units.values() if rectifies(unit)]
+            taps += [_rectified(unit) for unit in rectified]
+            sizes += [len(unit.scale) for unit in rectified]
+        return {tap: Spread(tap.axis, size) for tap, size in zip(taps, sizes, strict=True)}
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return the layers that could be parted; with examples at hand, the ranks for the size."""
@@ -164,6 +171,12 @@ def _tap(unit: Unit) -> Tap:
     return Tap(str(unit.node.outputs[0].name), unit.out_channels)
 
 
+def _rectified(unit: Unit) -> Tap:
+    """Return the tensor that the following ReLU reads."""
+    seen = unit.out if unit.other is None or unit.total is None else unit.total
+    return Tap(str(seen.name), unit.out_channels)
+
+
 class _Seen:
     """What calibration showed of every layer's outputs."""
 
@@ -186,7 +199,8 @@ class _Seen:
         """Project with every output weighted by the root of the share that the following ReLU lets through."""
         weight = np.ones(len(unit.scale))
         if rectifies(unit):
-            weight = np.sqrt(np.maximum(self.of(unit).positive, 1e-3))
+            seen: SpreadResult = self.context.statistics[_rectified(unit)]
+            weight = np.sqrt(np.maximum(seen.positive, 1e-3))
         self._project(unit, pair.rank, weight)
 
     def _project(self, unit: Unit, rank: int, weight: np.ndarray) -> None:
@@ -200,7 +214,7 @@ class _Seen:
         if unit.shiftable:
             # The mean without the node's own constant, and what the projection takes from it.
             mean = found.mean - _constant(unit)
-            unit.add_shift(unit.scale * (mean - mean @ onto))
+            unit.add_shift(unit.scale / _gemm(unit, "alpha") * (mean - mean @ onto))
 
 
 def _constant(unit: Unit) -> np.ndarray:
@@ -211,4 +225,10 @@ def _constant(unit: Unit) -> np.ndarray:
     if unit.constant is own:
         return np.asarray(unit.shift)
     assert own.const_value is not None
-    return np.broadcast_to(own.const_value.numpy().astype(np.float64).ravel(), unit.scale.shape).copy()
+    data = own.const_value.numpy().astype(np.float64).ravel()
+    return np.asarray(np.broadcast_to(_gemm(unit, "beta") * data, unit.scale.shape))
+
+
+def _gemm(unit: Unit, name: str) -> float:
+    """Return a factor that Gemm has inside of itself, 1 for other operators."""
+    return float_attribute(unit.node, name, 1.0) if unit.node.op_type == "Gemm" else 1.0

@@ -67,7 +67,7 @@ def factored(
     sizing, plain = Sizing.of(item), Plain(model, context, selection, kinds)
     if sizing.name == "latency":
         raise OptionError(f"{item.name}: latency= needs reconstruct=symmetric or asymmetric")
-    pairs = plain.pairs(sizing, score)
+    pairs = {} if sizing.met_by(model, context) else plain.pairs(sizing, score)
     rows = pair_rows(plain.units, pairs)
     skipped = {**plain.skipped, **left_alone(plain.units, pairs)}
     result = plain.made(pairs, write)
@@ -78,7 +78,9 @@ def refitted(item: Any, pairer: Pairer, context: Context, pairs_at: Callable[[Si
     """Return what a pass with refitting does with the choice that ``pairs_at`` makes for its size."""
     sizing = Sizing.of(item)
     got: dict[str, tuple[float, float]] = {}
-    if sizing.name == "latency" and sizing.value < 1.0:
+    if sizing.met_by(pairer.model, context):
+        choice = Choice({}, {}, {})
+    elif sizing.name == "latency":
         choice = fastest_within(
             sizing.value, pairer, sizing, pairs_at, lambda one: pairer.shrunk(one.widths, one.pairs)
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx_ir as ir
@@ -11,10 +12,12 @@ import onnx_ir as ir
 from onnxprune.contract import Context
 from onnxprune.fit.cutting import Cutter, Treatable
 from onnxprune.fit.knapsack import allocate
-from onnxprune.fit.offers import Option, Partings
+from onnxprune.fit.offers import Partings
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.survey import RankCurve, Survey, survey
+from onnxprune.graph import constants
+from onnxprune.graph.cost import MACS
 from onnxprune.graph.factorise import Pair, partings
 from onnxprune.graph.linear import Unit, linear_units
 from onnxprune.graph.selection import Selection
@@ -27,7 +30,10 @@ _NODE = "node "
 
 @dataclass(frozen=True)
 class Choice:
-    """Widths of spaces, and pairs by the names of the nodes that they replace; ``places`` are theirs in the offers."""
+    """Widths of spaces, and pairs by the names of the nodes that they replace.
+
+    ``places`` are those of the nearest cheaper options in the offers.
+    """
 
     widths: Mapping[str, int]
     pairs: Mapping[str, Pair]
@@ -59,6 +65,12 @@ def partable(
             skipped[unit.name] = "even a pair of rank 1 costs more"
         else:
             found[unit.name] = (unit, ways)
+    seen = {*found, *skipped}
+    for node in model.graph:
+        weighty = any(v is not None and constants.constant(v) is not None for v in node.inputs[:2])
+        if node.op_type in MACS and weighty and str(node.name) not in seen:
+            own = selection.reason([str(node.name)])
+            skipped[str(node.name)] = own or "it is no convolution or matrix product with a stored weight of its own"
     return found, skipped
 
 
@@ -74,6 +86,7 @@ class Pairer(Cutter):
         nodes: Callable[[ir.Model, Shapes], tuple[dict[str, tuple[Unit, Partings]], dict[str, str]]],
     ) -> None:
         super().__init__(model, context, fit, treatable)
+        self.model = model
         self.units, left = nodes(self.analysis.model, self.shapes)
         self.skipped = {**left, **self.skipped}
 
@@ -97,7 +110,8 @@ class Pairer(Cutter):
         found_widths = allocate(
             losses, choices, bill, bill.conflicts(), budget.limit, curved={_NODE + name for name in curves}
         )
-        return self.choice(found_widths, curves)
+        choice = self.choice(found_widths, curves)
+        return replace(choice, pairs=bill.filled(choice, budget.limit))
 
     @staticmethod
     def choice(found: Mapping[str, int], curves: Mapping[str, RankCurve]) -> Choice:
@@ -124,6 +138,33 @@ class _Bill:
         self.spaces = {name: tally.spaces_of(units[name][0].weight) for name in curves}
         self.changes: dict[tuple[object, ...], float] = {}
 
+    def filled(self, choice: Choice, limit: float) -> dict[str, Pair]:
+        """Return the pairs, ranks raised to what the limit still allows, the most worth for its cost first.
+
+        A large layer is offered some of its ranks only; this finds those between.
+        """
+        pairs = dict(choice.pairs)
+        base = {_NODE + name: len(curve.options) - 1 for name, curve in self.curves.items()}
+        left = limit - self({**choice.widths, **base})
+        changes = {name: self._change(name, pair, choice.widths) for name, pair in pairs.items()}
+        left -= sum(changes.values())
+
+        def worth(name: str) -> float:
+            curve, place = self.curves[name], choice.places[name]
+            fall = curve.loss[place] - curve.loss[place + 1]
+            return float(fall) / max(1, curve.options[place + 1].macs - curve.options[place].macs)
+
+        for name in sorted(pairs, key=lambda name: (-worth(name), name)):
+            pair, now = pairs[name], changes[name]
+            each = self._change(name, Pair(pair.kind, pair.rank + 1), choice.widths) - now
+            # Fewer than full rank, and cheaper than the node as it is.
+            most = min(self.units[name][1][pair.kind].full - 1 - pair.rank, math.ceil(-now / each) - 1)
+            more = min(most, math.floor(left / each + 1e-9))
+            if more > 0:
+                pairs[name] = Pair(pair.kind, pair.rank + more)
+                left -= more * each
+        return pairs
+
     def __call__(self, choice: Mapping[str, int]) -> int:
         widths = {name: width for name, width in choice.items() if not name.startswith(_NODE)}
         total = float(self.cost(widths))
@@ -133,7 +174,7 @@ class _Bill:
                 own = tuple(widths.get(space, self.tally.full[space]) for space in self.spaces[name])
                 key = (name, choice[_NODE + name], own)
                 if key not in self.changes:
-                    self.changes[key] = self._change(name, option, widths)
+                    self.changes[key] = self._change(name, option.pair, widths)
                 total += self.changes[key]
         return round(total)
 
@@ -146,11 +187,10 @@ class _Bill:
                 found[space].add(_NODE + name)
         return found
 
-    def _change(self, name: str, option: Option, widths: Mapping[str, int]) -> float:
+    def _change(self, name: str, pair: Pair, widths: Mapping[str, int]) -> float:
         """Return what a pair costs more than the node as it is, when both have these widths around them."""
         unit, ways = self.units[name]
-        assert option.pair is not None
-        way, rank = ways[option.pair.kind], option.pair.rank
+        way, rank = ways[pair.kind], pair.rank
         stored = unit.weight.const_value
         assert stored is not None
         before = [int(s) for s in stored.shape.numpy()]

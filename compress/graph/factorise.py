@@ -101,9 +101,11 @@ def split(model: ir.Model, unit: Unit, pair: Pair) -> tuple[ir.Node, ir.Node]:
     kernel, inputs, outputs = _sizes(unit)
     data = constants.array(unit.weight)
     assert data is not None
-    # What is multiplied by zero afterwards takes no rank.
-    plain = np.where(unit.scale == 0.0, 0.0, _matrix(unit, data.astype(np.float64)))
-    first, second = factors(unfold(plain, pair.kind, kernel), pair.rank)
+    # As a BatchNormalization behind it shows it: outputs that it makes small must not drown the others, those that it
+    # multiplies by zero take no rank.
+    first, second = factors(unfold(unit.matrix()[0], pair.kind, kernel), pair.rank)
+    scale = np.where(unit.scale == 0.0, 1.0, unit.scale)
+    second = (second.reshape(len(second), -1, outputs) / scale).reshape(second.shape)
     node, taken = unit.node, value_names(model.graph)
     dtype = unit.weight.dtype
     assert dtype is not None
@@ -209,15 +211,6 @@ def _places(shape: Sequence[int | None], axis: int) -> int:
 
 def _grid(shape: Sequence[int | None]) -> tuple[int, int]:
     return int(shape[2] or 1), int(shape[3] or 1)
-
-
-def _matrix(unit: Unit, data: np.ndarray) -> np.ndarray:
-    """Return a stored weight as [taps * channels, O], nothing scaled."""
-    if not unit.slides:
-        return data if unit.in_axis < unit.out_axis else data.T
-    order = (2, 1, 0) if unit.node.op_type == "Conv" else (2, 0, 1)
-    flat = data.reshape(*data.shape[:2], -1).transpose(order)
-    return np.asarray(flat.reshape(-1, flat.shape[2]))
 
 
 def _kernels(kind: str, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

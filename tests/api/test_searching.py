@@ -61,6 +61,19 @@ def test_the_smallest_size_that_holds_is_taken(digits_net: Net, digits: Digits, 
     assert result.report.data.choosing.examples == 437
 
 
+@pytest.mark.parametrize("recipe", ["pca(rectify=0)", "pca(reconstruct=none)", "lrank(rectify=0)", "auto(rectify=0)"])
+def test_low_rank_is_searched_too(digits_net: Net, digits: Digits, recipe: str) -> None:
+    gates = Gates(min_agreement=0.8)
+    result = onnxprune.compress(digits_net(), recipe, **digits, options=ONE, gates=gates)
+    (step,) = result.report.steps
+    size = step.options["flops"]
+    trials = {trial["size"]: trial for trial in step.trials}
+    assert trials[size]["met"] and not trials[round(size - 0.01, 2)]["met"]
+    assert size < 0.9 and f"flops={size}" in result.report.recipe
+    again = onnxprune.compress(digits_net(), result.report.recipe, **digits, options=ONE)
+    assert written(again) == written(result)
+
+
 @pytest.mark.parametrize("recipe", ["surp", "filters(norm=l1)", "surp,filters", "surp,id"])
 def test_the_result_is_that_of_the_recipe_it_reports(digits_net: Net, digits: Digits, recipe: str) -> None:
     found = onnxprune.compress(digits_net(), recipe, **digits, options=ONE)

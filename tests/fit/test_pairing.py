@@ -18,7 +18,7 @@ from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.survey import RankCurve
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import example_shapes, measure
-from onnxprune.graph.factorise import KINDS, OUTPUT, SPATIAL
+from onnxprune.graph.factorise import KINDS, OUTPUT, SPATIAL, Pair
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import concrete_shapes
 
@@ -123,7 +123,27 @@ def test_what_is_shared_out_is_within_the_budget(networks: Any, bench: Any, curr
     assert 0.93 * value * before <= after <= value * before
     assert set(choice.places) == {name for name, curve in pairer.survey.ranks.items() if len(curve.options) > 1}
     for name, pair in choice.pairs.items():
-        assert pairer.survey.ranks[name].options[choice.places[name]].pair == pair
+        near = pairer.survey.ranks[name].options[choice.places[name]].pair
+        assert near is not None and near.kind == pair.kind and near.rank <= pair.rank
+
+
+@pytest.mark.parametrize("currency", CURRENCIES)
+def test_ranks_between_those_on_offer_are_taken_too(net: Any, bench: Any, currency: str) -> None:
+    n = net(90)
+    pairer = pairer_for(bench, n.model(n.dense(n.relu(n.dense("x", 90, 110, name="one")), 110, 20, name="two")))
+    pairer.chosen, pairer.units = [], {"one": pairer.units["one"]}
+    whole = figure(pairer.context.original, pairer.context.inputs, currency)
+    bill, curves = bill_of(pairer, currency)
+    each = bill._change("one", Pair(OUTPUT, 3), {}) - bill._change("one", Pair(OUTPUT, 2), {})
+    assert each == 200 * (4 if currency == "bytes" else 1)
+    between = False
+    for value in (0.85, 0.6, 0.4):
+        choice = pairer.shared(Sizing(currency, value, 1))
+        after = figure(pairer.shrunk({}, choice.pairs), pairer.context.inputs, currency)
+        assert value * whole - each <= after <= value * whole
+        offered = {name: {option.pair for option in curve.options} for name, curve in curves.items()}
+        between |= any(pair not in offered[name] for name, pair in choice.pairs.items())
+    assert between
 
 
 def test_nodes_alone_and_nothing_to_change(networks: Any, bench: Any) -> None:
@@ -131,9 +151,10 @@ def test_nodes_alone_and_nothing_to_change(networks: Any, bench: Any) -> None:
     choice = pairer.shared(Sizing("flops", 0.7, 1))
     assert choice.widths == {} and choice.pairs
     same = pairer.cut({}, pairs={})
-    assert ir.serde.serialize_model(same.model).graph.node == ir.serde.serialize_model(
-        prepare(pairer.context.original)
-    ).graph.node
+    assert (
+        ir.serde.serialize_model(same.model).graph.node
+        == ir.serde.serialize_model(prepare(pairer.context.original)).graph.node
+    )
     none = Pairer(
         pairer.context.original, pairer.context, Fit(), lambda analysis: ([], {}), lambda model, shapes: ({}, {})
     )
@@ -161,3 +182,18 @@ def test_what_can_be_parted_and_why_not(net: Any, networks: Any) -> None:
     assert {name: list(ways) for name, (_, ways) in found.items()} == {"point": [OUTPUT], "square": [SPATIAL]}
     found, skipped = partable(work, shapes, Selection.parse("test", "s*;p*", "point"), KINDS)
     assert list(found) == ["square"] and set(skipped) == {"point", "depth", "thin", "head"}
+
+
+def test_recurrent_layers_are_named_too(net: Any) -> None:
+    n = net(5, 8)
+    turned = n.op("Transpose", "x", perm=[1, 0, 2])
+    weights = [n.weight(1, 4 * 12, size) for size in (8, 12)]
+    states = n.op("LSTM", turned, *weights, name="lstm", outputs=3, hidden_size=12)
+    last = n.op("Squeeze", states[1], n.const(np.array([0])))
+    work = prepare(ir.serde.deserialize_model(n.model(n.dense(last, 12, 12, name="head"))))
+    shapes = concrete_shapes(work, example_shapes(work))
+    found, skipped = partable(work, shapes, EVERYTHING, (OUTPUT,))
+    assert list(found) == ["head"]
+    assert skipped == {"lstm": "it is no convolution or matrix product with a stored weight of its own"}
+    _, skipped = partable(work, shapes, Selection.parse("test", "head", None), (OUTPUT,))
+    assert skipped == {"lstm": "only= does not name it"}

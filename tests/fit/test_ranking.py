@@ -108,7 +108,7 @@ def test_ranks_are_those_of_the_best_price_and_what_is_left_is_spent(weighed: bo
         for name, rank in best.items():
             found = got[name]
             assert (rank is None) == (found is None)
-            assert rank is None or found is not None and rank <= found <= spectra[name].highest
+            assert rank is None or (found is not None and rank <= found <= spectra[name].highest)
         left = room - spent(spectra, got)
         for name, rank in got.items():
             one = spectra[name]

@@ -141,9 +141,7 @@ def test_convolutions_that_pad_by_rule(
         ({"op": "ConvTranspose", "norm": True}, {OUTPUT, INPUT}),
     ],
 )
-def test_kernels_of_every_size(
-    net: Any, run_model: Any, feeds: Any, options: dict[str, Any], kinds: set[str]
-) -> None:
+def test_kernels_of_every_size(net: Any, run_model: Any, feeds: Any, options: dict[str, Any], kinds: set[str]) -> None:
     assert check(sliding(net, **options), run_model, feeds) == kinds
 
 
@@ -208,9 +206,7 @@ def test_a_matrix_unfolds_and_folds_back(net: Any, op: str, kinds: tuple[str, ..
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_normalisation_multiplies_by_zero_takes_no_rank(
-    net: Any, run_model: Any, feeds: Any, kind: str
-) -> None:
+def test_what_a_normalisation_multiplies_by_zero_takes_no_rank(net: Any, run_model: Any, feeds: Any, kind: str) -> None:
     proto = sliding(net, norm=True)
     work, unit, ways = opened(proto)
     rank = ways[kind].full // 2

@@ -227,3 +227,12 @@ def test_bytes_and_latency_are_sizes_too(
     assert wanted == 0.6 and 0.45 < got <= 0.6 and got == measure(result).macs / source.macs
     result, step = apply(proto, f"filters(bytes=0.5,reconstruct={kind})", data)
     assert 0.45 < measure(result).bytes / source.bytes <= 0.5
+
+
+def test_widths_that_stay_are_none_of_its_doing(net: Any, apply: Any) -> None:
+    build = net(8)
+    x = build.relu(build.gemm("x", 8, 99, name="one"))
+    proto = build.model(build.gemm(build.relu(build.gemm(x, 99, 99, name="two")), 99, 3, name="head"))
+    assert apply(proto, "filters(keep=1)", None)[1].result.warnings == ()
+    (warning,) = apply(proto, "filters(keep=0.9,only=two)", None)[1].result.warnings
+    assert "two (89)" in warning and "one" not in warning

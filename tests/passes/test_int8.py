@@ -95,6 +95,37 @@ def test_without_data_ranges_are_taken_at_run_time(conv_net: Any, apply: Any) ->
     assert step.result.numbers["quantised"] == 4
 
 
+def masked_net(net: Any) -> onnx.ModelProto:
+    """Return two layers with a softmax between them whose input an infinite mask was added to."""
+    build = net(8)
+    x = build.gemm("x", 8, 6, name="one")
+    mask = build.store("mask", np.array([0, -np.inf, 0, 0, -np.inf, 0], np.float32))
+    x = build.node("Softmax", build.node("Add", x, mask, name="masked"), name="soft")
+    proto: onnx.ModelProto = build.model(build.gemm(x, 6, 3, name="two"))
+    return proto
+
+
+def test_a_mask_of_minus_infinity_stays_in_floating_point(net: Any, apply: Any, run_model: Any, images: Any) -> None:
+    proto, data = masked_net(net), images(50, 8)
+    result, step = apply(proto, "int8", data)
+    (got,), (want,) = (run_model(model, data).values() for model in (result, proto))
+    assert np.isfinite(want).all() and np.isfinite(got).all()
+    assert np.abs(got - want).max() < 0.05 * np.abs(want).max()
+    assert step.result.numbers["quantised"] >= 1
+    assert step.result.skipped.items() <= {
+        ("one", "a tensor that it reads or makes holds infinity, which has no range")
+    }
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_names_of_free_dimensions_stay(mode: str, net: Any, apply: Any, images: Any) -> None:
+    build = net(8)
+    proto = build.model(build.relu(build.gemm("x", 8, 6, name="one")))
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    result, _ = apply(proto, f"int8(mode={mode})", images(40, 8))
+    assert [str(v) for v in ir.serde.serialize_model(result).graph.output] == [str(v) for v in proto.graph.output]
+
+
 @pytest.mark.parametrize("count", [3, 50])
 def test_a_fixed_batch_is_filled(count: int, net: Any, apply: Any, images: Any) -> None:
     build = net(8)

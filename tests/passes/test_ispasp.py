@@ -354,3 +354,12 @@ def test_a_bare_pass_searches(digits_net: Callable[..., onnx.ModelProto], digits
     assert report.agreement is not None
     assert report.agreement.top1.rate >= 0.98
     assert report.cost.macs.ratio < 0.9
+
+
+def test_widths_that_stay_are_none_of_its_doing(net: Any, apply: Any, images: Any) -> None:
+    build = net(8)
+    x = build.relu(build.gemm("x", 8, 99, name="one"))
+    proto = build.model(build.gemm(build.relu(build.gemm(x, 99, 99, name="two")), 99, 3, name="head"))
+    assert apply(proto, "ispasp(keep=1)", images(20, 8))[1].result.warnings == ()
+    (warning,) = apply(proto, "ispasp(keep=0.9,only=two)", images(20, 8))[1].result.warnings
+    assert "two (89)" in warning and "one" not in warning

@@ -61,9 +61,22 @@ def test_redundant_channels_are_free(
         "surp(sparsity=0.5),id(flops=0.6)",
         "fold_bn,id(keep=0.4),cleanup,id(keep=0.7,preserve_zeros=no)",
         "ispasp(keep=0.6,fold=true),ispasp(keep=0.7,prefix=true,importance=energy),ispasp(flops=0.5)",
+        "pca(flops=0.7,reconstruct=none)",
+        "lrank(flops=0.7,reconstruct=none)",
+        "auto(flops=0.7)",
     ],
 )
 def test_recipes_give_sound_models(seed: int, text: str, net: Any, apply: Any, images: Any, run_model: Any) -> None:
+    check_sound(seed, text, net, apply, images, run_model)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_pairs_are_parted_and_cut_again(seed: int, net: Any, apply: Any, images: Any, run_model: Any) -> None:
+    text = "lrank(flops=0.9,rectify=0),id(flops=0.8),pca(flops=0.7,rectify=0),fold_bn,lrank(flops=0.6,scheme=0)"
+    check_sound(seed, text, net, apply, images, run_model)
+
+
+def check_sound(seed: int, text: str, net: Any, apply: Any, images: Any, run_model: Any) -> None:
     proto = drawn(net, seed, twins=False)
     result, step = apply(proto, text, images(64, 3, 8, 8))
     data = images(8, 3, 8, 8)
