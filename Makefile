@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHECK := build/check
 
-.PHONY: demo test test-slow check format bench zoo clean
+.PHONY: demo test test-slow check format bench zoo zoo-passes clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -35,6 +35,10 @@ bench: $(VENV)/dev.stamp
 # One row per graph of the zoo: what can be cut, and that a cut equals the dense model with zeroed channels.
 zoo: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.zoo.run --cache build/zoo --reasons
+
+# One row per recipe: every pass on every graph, where it must change nothing and where it goes far.
+zoo-passes: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.zoo.passes --cache build/zoo
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache onnxprune-demo

@@ -92,8 +92,13 @@ class Int8:
             require_runnable(self.name, work)
         reasons = {str(node.name): self._selection.reason([str(node.name)]) for node in work.graph}
         barred = {name: reason for name, reason in reasons.items() if reason is not None}
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-            result = self._quantised(work, Path(folder), mode, sorted(barred), context)
+        while True:
+            with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+                result = self._quantised(work, Path(folder), mode, sorted(barred), context)
+            infinite = _infinite(result) - barred.keys()
+            if not infinite:
+                break
+            barred |= dict.fromkeys(infinite, "a tensor that it reads or makes holds infinity, which has no range")
         _restore(result, work)
         linear = {str(node.name) for node in work.graph if node.op_type in _LINEAR}
         left = [str(node.name) for node in result.graph if node.op_type in _LINEAR and not _integer(node)]
@@ -208,7 +213,7 @@ def _quiet(folder: Path) -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     tempfile.tempdir = str(folder)
     try:
-        with contextlib.redirect_stdout(text_io.StringIO()):
+        with contextlib.redirect_stdout(text_io.StringIO()), np.errstate(all="ignore"):
             yield
     finally:
         logging.disable(before)
@@ -221,8 +226,25 @@ def _integer(node: ir.Node) -> bool:
     return source is not None and source.op_type == "DequantizeLinear"
 
 
+def _infinite(result: ir.Model) -> set[str]:
+    """Return the nodes next to a rounding without a finite scale, as masks of minus infinity give it."""
+    found: set[str] = set()
+    for node in result.graph:
+        if node.op_type not in origins.QUANTISERS:
+            continue
+        scale = constants.array(node.inputs[1]) if node.inputs[1] is not None else None
+        if scale is None or bool(np.isfinite(scale).all()):
+            continue
+        maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+        around = [maker, *(use.node for use in node.outputs[0].uses())]
+        found |= {str(other.name) for other in around if other is not None and other.op_type not in origins.QUANTISERS}
+    return found
+
+
 def _restore(result: ir.Model, source: ir.Model) -> None:
     """Give a quantised model what the quantiser dropped or changed of its source, in place."""
+    for ours, theirs in zip(result.graph.outputs, source.graph.outputs, strict=True):
+        ours.shape, ours.type = theirs.shape, theirs.type
     result.metadata_props.clear()
     result.metadata_props.update(source.metadata_props)
     result.meta.update(source.meta)

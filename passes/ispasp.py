@@ -203,7 +203,8 @@ class Ispasp:
             from onnxprune.fit.speed import ratio
 
             got["latency"] = (self.latency, ratio(context, result))
-        warnings = [*self._warnings(chosen), *sizing.unaligned(widths)]
+        narrow = {name: len(indices) for name, indices in kept.items()}
+        warnings = [*self._warnings(chosen), *sizing.unaligned(narrow)]
         return StepResult(result, known.skipped, numbers, {**reached(self, result, context), **got}, tuple(warnings))
 
     def _widths(

@@ -169,11 +169,11 @@ def _cut(row: Row, source: ir.Model, feeds: Outputs, want: Outputs, keep: float,
     tolerance = NEUTRAL_TOLERANCE if keep == 1 else CUT_TOLERANCE
     if not error < tolerance:
         row.failures.append(f"keep={keep:g}: relative error {error:.2g}, below {tolerance:g} is accepted")
-    if _interface(result) != _interface(source):
+    if interface(result) != interface(source):
         row.failures.append(f"keep={keep:g}: names, types or shapes of inputs or outputs, or the opset, changed")
 
 
-def _interface(model: ir.Model) -> list[str]:
+def interface(model: ir.Model) -> list[str]:
     """Return what a caller sees of a model; initialisers that old IR versions list as inputs are not part of it."""
     seen = [f"{v.name} {v.dtype} {v.shape}" for v in [*true_inputs(model), *model.graph.outputs]]
     return [*seen, f"{sorted(model.opset_imports.items())} {model.ir_version}"]

@@ -20,6 +20,8 @@ OUTPUT, SPATIAL, TURNED, INPUT = "output", "spatial", "turned", "input"
 KINDS = (OUTPUT, SPATIAL, TURNED, INPUT)
 # Entries of a matrix up to which its singular values are worked out as such.
 _LARGE = 1 << 22
+# The opset from which a Gemm may stand without a constant.
+_FREE_GEMM = 11
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def split(model: ir.Model, unit: Unit, pair: Pair) -> tuple[ir.Node, ir.Node]:
     dtype = unit.weight.dtype
     assert dtype is not None
     enc_kernel, dec_kernel = _kernels(pair.kind, kernel)
-    kinds = _operators(unit, pair.kind)
+    kinds = _operators(unit, pair.kind, model.opset_imports.get("", 1))
     stored = [
         _stored(unit, first.reshape(math.prod(enc_kernel), inputs, -1), enc_kernel, kinds[0]),
         _stored(
@@ -223,9 +225,11 @@ def _kernels(kind: str, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple
     return (across, down) if kind == SPATIAL else (down, across)
 
 
-def _operators(unit: Unit, kind: str) -> tuple[str, str]:
+def _operators(unit: Unit, kind: str, opset: int) -> tuple[str, str]:
     """Return the operators of the pair; a 1 x 1 transposed convolution of stride 1 is a plain one."""
     name = unit.node.op_type
+    if name == "Gemm" and opset < _FREE_GEMM:
+        return "MatMul", name
     if name != "ConvTranspose":
         return name, name
     return (name, "Conv") if kind == OUTPUT else ("Conv", name)
@@ -234,7 +238,7 @@ def _operators(unit: Unit, kind: str) -> tuple[str, str]:
 def _stored(unit: Unit, data: np.ndarray, kernel: tuple[int, ...], operator: str) -> np.ndarray:
     """Return a factor [taps, in, out] in the layout of its operator."""
     if not unit.slides:
-        return np.asarray(data[0] if unit.in_axis < unit.out_axis else data[0].T)
+        return np.asarray(data[0] if unit.in_axis < unit.out_axis or operator == "MatMul" else data[0].T)
     moved = data.transpose((2, 1, 0) if operator == "Conv" else (1, 2, 0))
     return np.ascontiguousarray(moved.reshape(*moved.shape[:2], *kernel))
 
@@ -242,7 +246,7 @@ def _stored(unit: Unit, data: np.ndarray, kernel: tuple[int, ...], operator: str
 def _attributes(unit: Unit, kind: str, operator: str, kernel: tuple[int, ...], *, first: bool) -> list[ir.Attr]:
     """Return the attributes of one of the two: strides, pads and dilations go with the axes that it slides over."""
     node = unit.node
-    if node.op_type == "MatMul":
+    if operator == "MatMul":
         return []
     if node.op_type == "Gemm":
         turned = [ir.AttrInt64("transB", 1)] if unit.in_axis > unit.out_axis else []

@@ -151,6 +151,20 @@ def test_gemm(net: Any, run_model: Any, feeds: Any, more: dict[str, Any], bias: 
     assert check(multiplied(net, "Gemm", bias=bias, **more), run_model, feeds) == {OUTPUT}
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_a_gemm_that_must_have_a_constant(net: Any, run_model: Any, feeds: Any, turned: int) -> None:
+    n = net(opset=9, ir_version=4)
+    out = n.op(
+        "Gemm", "x", n.weight(*((5, 6) if turned else (6, 5))), n.weight(5), name="node", transB=turned, alpha=0.5
+    )
+    proto = n.model({"x": ["N", 6]}, out)
+    assert check(proto, run_model, feeds) == {OUTPUT}
+    work, unit, ways = opened(proto)
+    pair = split(work, unit, Pair(OUTPUT, ways[OUTPUT].full))
+    assert [node.op_type for node in pair] == ["MatMul", "Gemm"]
+    onnx.checker.check_model(ir.serde.serialize_model(finish(work)), full_check=True)
+
+
 @pytest.mark.parametrize("rank", [2, 3, 4])
 @pytest.mark.parametrize("bias", [True, False])
 def test_matmul(net: Any, run_model: Any, feeds: Any, rank: int, bias: bool) -> None:

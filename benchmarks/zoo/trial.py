@@ -1,0 +1,266 @@
+"""One pass on one graph of the zoo: what it is asked for, what must hold of the result, and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from benchmarks.zoo.check import Outputs, distance, feeds_of, interface, kept_channels, run
+from onnxprune import pipeline, recipe
+from onnxprune.data import Examples
+from onnxprune.errors import BackendError, OnnxPruneError
+from onnxprune.graph import constants, io
+from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.cost import Cost, measure
+from onnxprune.graph.shapes import true_inputs
+from onnxprune.graph.spaces import analyse
+from onnxprune.runtime.session import Settings
+
+TOLERANCE = 1e-4
+IMAGES = 8
+# Sizes are met within this share where widths allow.
+_UNDER = 0.02
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe and what it is for: ``neutral`` must change nothing, otherwise the cost ``falls``, if anything does.
+
+    ``zeroed``: half of the channels get zero weights first. ``most`` is the number of MACs from which it takes too
+    long. In the recipe ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph.
+    """
+
+    name: str
+    recipe: str
+    neutral: bool = False
+    falls: str | None = None
+    zeroed: bool = False
+    most: float = float("inf")
+
+
+def _neutral(name: str, *recipes: str) -> Iterator[Setting]:
+    for text in recipes:
+        yield Setting(name, text, neutral=True)
+
+
+def _strong(name: str, falls: str, *recipes: str, most: float = float("inf")) -> Iterator[Setting]:
+    for text in recipes:
+        yield Setting(name, text, falls=falls, most=most)
+
+
+_CUSTOM = "custom(function='{{examples}}/{}')"
+SETTINGS: tuple[Setting, ...] = (
+    *_neutral("cleanup", "cleanup"),
+    *_neutral("fold_bn", "fold_bn"),
+    *_neutral("zero_groups", "zero_groups"),
+    Setting("zero_groups", "zero_groups", neutral=True, falls="macs", zeroed=True),
+    *_neutral("dequantize", "dequantize"),
+    *_neutral("surp", "surp(sparsity=0)"),
+    *_strong("surp", "nonzero", "surp(sparsity=0.9,values=reconstruction)"),
+    *_neutral("magnitude", "magnitude(sparsity=0)"),
+    *_strong("magnitude", "nonzero", "magnitude(sparsity=0.9,values=original)"),
+    *_neutral("id", "id(keep=1)", "id(keep=1,reconstruct=none)"),
+    *_strong("id", "macs", "id(flops=0.5,reconstruct=none,select=pivots)", "id(flops=0.5,allocate=uniform)"),
+    *_neutral("filters", "filters(keep=1)"),
+    *_strong("filters", "macs", "filters(flops=0.5)"),
+    *_neutral("ispasp", "ispasp(keep=1)"),
+    *_strong("ispasp", "macs", "ispasp(flops=0.5)"),
+    *_neutral("pca", "pca(keep=1)"),
+    *_strong("pca", "macs", "pca(flops=0.5,reconstruct=none)", "pca(flops=0.6)"),
+    *_neutral("lrank", "lrank(keep=1)"),
+    *_strong("lrank", "macs", "lrank(flops=0.5,reconstruct=none)", "lrank(flops=0.6)"),
+    *_neutral("auto", "auto(flops=1)"),
+    *_strong("auto", "macs", "auto(flops=0.6)", most=1e9),
+    *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
+    Setting("dequantize", "int8,dequantize"),
+    *_neutral("extract", "extract(recipe=(filters(keep=1)))", "extract(recipe=(filters(keep=1)),outputs={middle})"),
+    *_strong("extract", "macs", "extract(recipe=(filters(flops=0.5)),outputs={middle})"),
+    *_neutral("replace", "replace(pattern='Relu(x)',by='Relu(x)')"),
+    *_neutral("custom", _CUSTOM.format("custom_gs.py:tidy_clips"), _CUSTOM.format("custom_ir.py:fuse_hard_swish")),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``status`` is equal, changed, refused, slow or failed; ``reasons`` say why layers or the whole were left alone.
+
+    ``detail`` is the sentence of a refusal or failure, or empty.
+    """
+
+    graph: str
+    recipe: str
+    status: str
+    seconds: float
+    detail: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class Subject:
+    """A graph of the zoo with seeded noise: eight examples to calibrate on, and inputs with outputs to compare."""
+
+    def __init__(self, name: str, path: Path, seed: int = 0) -> None:
+        self.name, self.seed = name, seed
+        self.model = io.load(path)
+        self.feeds = feeds_of(self.model, seed)
+        self.want = run(self.model, self.feeds)
+        self.shapes = {key: (1, *array.shape[1:]) for key, array in self.feeds.items()}
+        self.cost = measure(self.model, self.shapes)
+        self.digest = digest(self.model)
+        self._zeroed: ir.Model | None = None
+
+    def examples(self) -> Examples:
+        """Return the calibration examples, other numbers than the ones that outputs are compared on."""
+        rng = np.random.default_rng([self.seed, 1])
+        arrays = {
+            name: rng.integers(0, 100, (IMAGES, *array.shape[1:])).astype(array.dtype)
+            if array.dtype.kind in "iu"
+            else rng.standard_normal((IMAGES, *array.shape[1:])).astype(array.dtype)
+            for name, array in self.feeds.items()
+        }
+        return Examples("noise", IMAGES, None, lambda rows: {name: array[rows] for name, array in arrays.items()})
+
+    @property
+    def zeroed(self) -> ir.Model:
+        """The model after a training that left half of the channels of every space without weights."""
+        if self._zeroed is None:
+            work = prepare(self.model)
+            analysis = analyse(work)
+            keep = analysis.keep_mask(kept_channels(analysis, 0.5, self.seed))
+            for producer in {id(p): p for space in analysis.prunable for p in space.producers}.values():
+                stays = keep[analysis.channels_of(analysis.tracer.labels[producer.weight][producer.axis])]
+                _silence(producer.weight, producer.axis, stays)
+                if producer.node.op_type in ("Conv", "Gemm") and len(producer.node.inputs) > 2:
+                    _silence(producer.node.inputs[2], -1, stays)
+            self._zeroed = finish(work)
+        return self._zeroed
+
+    def middle(self) -> str | None:
+        """Return the tensor nearest to the middle of the nodes that alone links what lies before and behind it."""
+        nodes = list(self.model.graph)
+        last = {value: place for place, node in enumerate(nodes) for value in node.inputs if value is not None}
+        ends = set(self.model.graph.outputs)
+        fed = [value for value in true_inputs(self.model) if value in last]
+        live, found = set(fed), list[tuple[int, str]]()
+        for place, node in enumerate(nodes):
+            live |= {out for out in node.outputs if out in last or out in ends}
+            live = {value for value in live if value in ends or last[value] > place}
+            if len(live) == 1 and not live & ends and not live & set(fed):
+                found.append((abs(2 * place - len(nodes)), str(next(iter(live)).name)))
+        return min(found)[1] if found else None
+
+
+def _silence(value: ir.Value | None, axis: int, stays: np.ndarray) -> None:
+    data = None if value is None or not value.is_initializer() else constants.array(value)
+    if value is None or data is None or data.shape[axis] != len(stays):
+        return
+    shape = [1] * data.ndim
+    shape[axis] = len(stays)
+    constants.set_array(value, np.where(stays.reshape(shape), data, np.zeros(1, data.dtype)))
+
+
+def digest(model: ir.Model) -> str:
+    """Return a hash of all that a model holds."""
+    return hashlib.blake2b(ir.serde.serialize_model(model).SerializeToString(deterministic=True)).hexdigest()
+
+
+def attempt(subject: Subject, setting: Setting) -> Outcome:
+    """Run a recipe on a graph and judge the result; nothing is raised, whatever the pass does."""
+    start = time.perf_counter()
+    try:
+        status, detail, reasons = _attempt(subject, setting)
+    except Exception as error:  # whatever a wrong pass raises is what the zoo looks for
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        status, reasons = "failed", ()
+        detail = f"{type(error).__name__}: {_line(error)} ({Path(where.filename).name}:{where.lineno})"
+    return Outcome(subject.name, setting.recipe, status, time.perf_counter() - start, detail, reasons)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+
+
+def _attempt(subject: Subject, setting: Setting) -> tuple[str, str, tuple[str, ...]]:
+    middle = subject.middle() if "{middle}" in setting.recipe else None
+    if "{middle}" in setting.recipe and middle is None:
+        return "refused", "no single tensor links two halves of the graph", ()
+    source = subject.zeroed if setting.zeroed else subject.model
+    before = measure(source, subject.shapes) if setting.zeroed else subject.cost
+    want = run(source, subject.feeds) if setting.zeroed else subject.want
+    untouched = digest(source) if setting.zeroed else subject.digest
+    way = pipeline.Run(subject.examples(), Settings(batch_size=IMAGES, threads=1), subject.seed, subject.shapes)
+    try:
+        items = recipe.parse(setting.recipe.format(examples=_EXAMPLES, middle=f"'{middle}'"))
+        result, steps = pipeline.run(source, items, way)
+    except BackendError:
+        raise
+    except OnnxPruneError as error:
+        several = "\n" in str(error).strip()
+        return "failed" if several else "refused", str(error).strip().replace("\n", " / "), ()
+    if digest(source) != untouched:
+        return "failed", "the given model was changed", ()
+    got = run(result, subject.feeds)
+    faults = list(_faults(subject, setting, result, got, want))
+    reasons = tuple(_reasons(steps))
+    after = steps[-1].cost
+    told = any(step.result.skipped or step.result.warnings for step in steps)
+    if setting.falls is not None and not _fell(setting.falls, before, after) and not told:
+        faults.append(f"{setting.falls} did not fall, and nothing says why")
+    if _missed(steps) and not told:
+        faults.append("the size was not reached, and nothing says why")
+    if faults:
+        return "failed", "; ".join(faults), reasons
+    return ("equal" if distance(got, want) < TOLERANCE else "changed"), "", reasons
+
+
+def _faults(subject: Subject, setting: Setting, result: ir.Model, got: Outputs, want: Outputs) -> Iterator[str]:
+    io.check(result)
+    if interface(result) != interface(subject.model):
+        yield "names, types or shapes of inputs or outputs, or the opset, changed"
+    if any(not np.isfinite(array).all() for array in got.values() if array.dtype.kind == "f"):
+        yield "outputs are not finite"
+    far = distance(got, want)
+    if setting.neutral and not far < TOLERANCE:
+        yield f"relative error {far:.2g}, below {TOLERANCE:g} is accepted"
+    elif far == float("inf"):
+        yield "outputs have other names or shapes"
+
+
+def _fell(what: str, before: Cost, after: Cost) -> bool:
+    return bool(getattr(after, what) < getattr(before, what))
+
+
+def _missed(steps: Sequence[pipeline.Step]) -> bool:
+    return any(_over(name, *sizes) for step in steps for name, sizes in step.result.reached.items())
+
+
+def _over(name: str, wanted: float, got: float) -> bool:
+    return name != "sparsity" and got > wanted * (1 + 1e-9)
+
+
+def _reasons(steps: Sequence[pipeline.Step]) -> Iterator[str]:
+    """Yield why layers were left alone, each reason once without the names in it, and sizes that were missed."""
+    said = dict[str, None]()
+    for step in steps:
+        for name, (wanted, got) in step.result.reached.items():
+            if _over(name, wanted, got):
+                said[f"{name} stays above what was asked for"] = None
+            elif got < wanted - _UNDER and name != "sparsity":
+                said[f"{name} is more than {_UNDER:.0%} under what was asked for"] = None
+        for text in (*step.result.skipped.values(), *step.result.warnings):
+            said[general(text)] = None
+    yield from said
+
+
+def general(text: str) -> str:
+    """Return a sentence without names, numbers and folders, so that it can be counted."""
+    short = re.sub(r"cost speed: .*; align", "cost speed: ...; align", text.replace(f"{_EXAMPLES}/", ""))
+    return re.sub(r"\d[\d,.]*", "#", re.sub(r"'[^']*'", "'...'", short))
