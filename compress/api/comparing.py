@@ -17,6 +17,7 @@ from onnxprune.graph import io
 from onnxprune.graph.cost import Cost, measure
 from onnxprune.graph.shapes import true_inputs
 from onnxprune.report import report as schema
+from onnxprune.report.pictures import Pictures
 
 
 def compare(
@@ -28,6 +29,18 @@ def compare(
     options: Options | None = None,
 ) -> schema.Report:
     """Judge one model against another on all of ``data`` (or on what the original's metadata names)."""
+    return compare_with_pictures(original, compressed, data, gates=gates, options=options)[0]
+
+
+def compare_with_pictures(
+    original: ModelLike,
+    compressed: ModelLike,
+    data: DataLike | None = None,
+    *,
+    gates: Gates | None = None,
+    options: Options | None = None,
+) -> tuple[schema.Report, Pictures]:
+    """Compare as :func:`compare` does, and return where the examples can be looked at, too."""
     chosen, asked = options or Options(), gates or Gates()
     check_confidence(chosen.confidence)
     first, second = open_model(original, chosen), open_model(compressed, chosen)
@@ -47,7 +60,8 @@ def compare(
         cost=cost_between(measure(first.model, shapes), measure(second.model, shapes)),
     )  # fmt: skip
     facts = second.facts
-    return replace(report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
+    report = replace(report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
+    return report, Pictures(examples, first.preprocess)
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,20 @@ from onnxprune.graph import io, sparse
 from onnxprune.graph.cost import measure
 from onnxprune.report import report as schema
 from onnxprune.report.figures import amount
+from onnxprune.report.pictures import Pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """The outcome of :func:`compress`: a model in memory and the report on it.
 
-    ``made`` is the file that a replay should give again.
+    ``made`` is the file that a replay should give again, ``pictures`` where the evaluation examples can be looked at.
     """
 
     model: ir.Model
     report: schema.Report
     made: io.FileFacts | None = None
+    pictures: Pictures | None = None
 
     @property
     def met(self) -> bool:
@@ -208,7 +210,8 @@ def run(
     )  # fmt: skip
     record = Record(text, loaded.facts.sha256, chosen.seed, _calibration(calibrated, split, chosen))
     provenance.write(result, loaded.model.metadata_props, record)
-    return Result(result, report, None if again is None else again.made)
+    pictures = Pictures(split.evaluation, loaded.preprocess)
+    return Result(result, report, None if again is None else again.made, pictures)
 
 
 def _calibration(used: tuple[Examples, Fingerprint] | None, split: Split, options: Options) -> Calibration | None:

@@ -123,7 +123,7 @@ def write(model: ir.Model, source: Mapping[str, str], record: Record) -> None:
     """
     metadata = model.metadata_props
     # Before anything is written: the result may be the source itself.
-    earlier = [*_history(source), _facts(source)] if RECIPE in source else []
+    earlier = [*history(source), run_facts(source)] if RECIPE in source else []
     for key in (*_RUN, HISTORY):
         metadata.pop(key, None)
     if earlier:
@@ -155,12 +155,12 @@ def read(metadata: Mapping[str, str], path: str) -> Record:
     return Record(recipe, _sha256(metadata, SOURCE, path), _count(metadata, SEED, path), calibration, version)
 
 
-def _facts(metadata: Mapping[str, str]) -> dict[str, str]:
+def run_facts(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return a run as its metadata tells it, whatever version wrote that."""
     return {key.removeprefix("onnxprune."): metadata[key] for key in _RUN if key in metadata}
 
 
-def _history(metadata: Mapping[str, str]) -> list[Any]:
+def history(metadata: Mapping[str, str]) -> list[Any]:
     """Return the runs before, oldest first; what cannot be read is kept as it stands."""
     text = metadata.get(HISTORY)
     if text is None:

@@ -127,7 +127,7 @@ def command(
     written = result.met or keep_failed
     if written:
         result = result.save(out, force=force, sparse_storage=sparse_storage)
-    write_reports(result.report, reports)
+    write_reports(result.report, reports, result.pictures)
     show_report(result.report, as_json=as_json)
     said = f"wrote {out}" if written else f"nothing was written to {out}: a target or gate was not met"
     if result.same_as_made:

@@ -42,12 +42,12 @@ def command(
     **run: object,
 ) -> None:
     """Judge B.onnx against A.onnx, the original, on all of --data."""
-    from onnxprune.api import compare
+    from onnxprune.api.comparing import compare_with_pictures
 
     check_reports(reports)
     gates = make_gates(min_agreement, max_accuracy_drop)
-    report = compare(original, compressed, data, gates=gates, options=make_options(**run))
-    write_reports(report, reports)
+    report, pictures = compare_with_pictures(original, compressed, data, gates=gates, options=make_options(**run))
+    write_reports(report, reports, pictures)
     show_report(report, as_json=as_json)
     if not report.met:
         ctx.exit(1)

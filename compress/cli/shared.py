@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from onnxprune.api import Gates, Options
+    from onnxprune.report.pictures import Pictures
     from onnxprune.report.report import Report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -86,7 +87,7 @@ def gate_options(function: Function) -> Function:
             "reports",
             multiple=True,
             metavar="FILE",
-            help="write the report as .json or .md (repeatable)",
+            help="write the report as .json, .md or .html (repeatable)",
         ),
         click.option("--json", "as_json", is_flag=True, help="print the report as JSON on stdout"),
     )
@@ -136,18 +137,21 @@ def show_report(report: Report, *, as_json: bool) -> None:
     render(report, Console())
 
 
-def write_reports(report: Report, paths: tuple[str, ...]) -> None:
-    """Write a report to every path asked for and say so on stderr."""
+def write_reports(report: Report, paths: tuple[str, ...], pictures: Pictures | None) -> None:
+    """Write a report to every path asked for and say so on stderr; pictures of examples are for a page only."""
     from onnxprune.report.write import write_report
 
+    shown: dict[int, str] = {}
+    if pictures is not None and any(path.lower().endswith(".html") for path in paths):
+        shown = pictures.of(report)
     for path in paths:
-        write_report(report, path)
+        write_report(report, path, shown)
         click.echo(f"wrote {path}", err=True)
 
 
-def check_reports(paths: tuple[str, ...]) -> None:
-    """Refuse report paths that cannot be written to, before any work."""
-    from onnxprune.report.write import check_report_path
+def check_reports(paths: tuple[str, ...], forms: tuple[str, ...] | None = None) -> None:
+    """Refuse report paths that cannot be written to, or end in none of the forms' suffixes, before any work."""
+    from onnxprune.report.write import FORMS, check_report_path
 
     for path in paths:
-        check_report_path(path)
+        check_report_path(path, tuple(FORMS) if forms is None else forms)

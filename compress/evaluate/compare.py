@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from onnxprune.evaluate.evidence import Accuracy, Agreement, ClassAccuracy, Evid
 from onnxprune.evaluate.intervals import check_confidence, mcnemar_p
 from onnxprune.evaluate.kinds import output_kind
 from onnxprune.evaluate.losses import LossSums
-from onnxprune.evaluate.scores import TOP, checked_labels, decide
+from onnxprune.evaluate.scores import TOP, Rows, checked_labels, decide
+from onnxprune.evaluate.surest import SurestFlips
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -56,6 +58,7 @@ class Comparison:
         labels: NDArray[Any] | None = None,
         *,
         examples: int | None = None,
+        rows: Rows | None = None,
     ) -> None:
         """Add one batch.
 
@@ -65,6 +68,7 @@ class Comparison:
             labels: class indices [n], for all batches or for none.
             examples: number of examples in the batch; by default the rows of the class scores, else of
                 the first output.
+            rows: indices of the examples [n], to name changed decisions by; by default they are counted from 0.
 
         Raises:
             ModelError: if an output is missing, class scores change shape, or the original gives NaN.
@@ -79,7 +83,8 @@ class Comparison:
         refuse_nan("original model", original, self._examples)
         check_steady_labels(self._labelled, labels)
         if self._judged is not None:
-            self._judged.update(original, compressed, labels, count)
+            places = np.arange(self._examples, self._examples + count) if rows is None else rows
+            self._judged.update(original, compressed, labels, places)
         for name, difference in self._differences.items():
             difference.update(original[name], compressed[name])
             self._nan[name] += int(np.count_nonzero(nan_rows(compressed[name])))
@@ -156,11 +161,13 @@ class _Judged:
         self.classes = classes
         self.losses = LossSums()
         self._pairs = PairCounts(classes)
+        self._surest = SurestFlips()
         self._before = LabelCounts(classes)
         self._after = LabelCounts(classes)
 
-    def update(self, original: Outputs, compressed: Outputs, labels: NDArray[Any] | None, count: int) -> None:
-        """Add one batch of ``count`` examples."""
+    def update(self, original: Outputs, compressed: Outputs, labels: NDArray[Any] | None, rows: Rows) -> None:
+        """Add one batch of examples that have these indices."""
+        count = len(rows)
         check_scores("original model", self.name, original[self.name], count, self.classes)
         check_scores("compressed model", self.name, compressed[self.name], count, self.classes)
         before = np.asarray(original[self.name], dtype=np.float64)
@@ -168,6 +175,7 @@ class _Judged:
         truth = None if labels is None else checked_labels(labels, count, self.classes)
         was, now = decide(before), decide(after)
         self._pairs.update(was, now, after, truth)
+        self._surest.update(before, was, now, truth, rows)
         self.losses.update(before, after, truth)
         if truth is not None:
             self._before.update(before, was, truth)
@@ -175,7 +183,9 @@ class _Judged:
 
     def agreement(self, confidence: float, names: Sequence[str]) -> Agreement:
         """Return how often both models decide alike."""
-        return self._pairs.agreement(confidence, names)
+        found = self._pairs.agreement(confidence, names)
+        examples = self._surest.found(names, probabilities=self.losses.probabilities)
+        return replace(found, flips=replace(found.flips, examples=examples))
 
     def accuracy(self, names: Sequence[str]) -> Accuracy:
         """Return both models' accuracy; there must have been labels."""

@@ -31,12 +31,30 @@ class ClassRate:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """One changed decision: ``index`` is the example's row in its source as opened, from 0.
+
+    ``before`` and ``after`` are the classes of the original and the compressed model, ``label`` the true one, if
+    known. ``confidence`` is the probability that the original gave its class, ``margin`` how far its second choice
+    was behind; None where its scores are not finite.
+    """
+
+    index: int
+    before: str
+    after: str
+    label: str | None
+    confidence: float | None
+    margin: float | None
+
+
+@dataclass(frozen=True)
 class Flips:
     """What became of the decisions: ``kept + count = examples``.
 
     With labels ``lost`` (right to wrong), ``gained`` (wrong to right) and ``changed_wrong`` (wrong to another
     wrong) add up to ``count``; without labels they are None. ``confusion`` holds the most frequent changes as
-    (class of the original, class of the compressed model, count).
+    (class of the original, class of the compressed model, count), ``examples`` the changes that the original was
+    surest against, the surest first.
     """
 
     kept: int
@@ -45,6 +63,7 @@ class Flips:
     changed_wrong: int | None
     count: int
     confusion: tuple[tuple[str, str, int], ...]
+    examples: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True)

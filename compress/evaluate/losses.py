@@ -35,6 +35,11 @@ class LossSums:
         if self._probabilities:
             self._sums["probabilities"] += _sums(original, compressed, labels, usable, probabilities=True)
 
+    @property
+    def probabilities(self) -> bool:
+        """Whether all rows so far are probabilities."""
+        return self._probabilities
+
     def divergence(self) -> float | None:
         """Return the mean KL(original || compressed) in nats; None where no row could be compared."""
         # Rounding can leave the divergence of equal rows a hair below 0.

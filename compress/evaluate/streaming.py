@@ -57,7 +57,8 @@ def judge(
         for batch in examples.batches(batch_for(first, settings)):
             fingerprint.update(batch.arrays)
             outputs = first.run(batch.arrays), second.run(batch.arrays)
-            comparison.update(*outputs, batch.labels, examples=len(batch.rows))
+            rows = batch.rows if examples.origin is None else examples.origin[batch.rows]
+            comparison.update(*outputs, batch.labels, examples=len(batch.rows), rows=rows)
             if advance is not None:
                 advance(len(batch.rows))
         feeds = next(examples.batches(1)).arrays

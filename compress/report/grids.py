@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,30 @@ def confusion_grid(agreement: Agreement) -> Grid:
     return Grid(("original decided", "compressed decides", "times"), rows, words=2)
 
 
+def flip_grid(agreement: Agreement) -> Grid:
+    """Return the changed decisions that the original was surest of."""
+    labelled = any(each.label is not None for each in agreement.flips.examples)
+    rows = []
+    for each in agreement.flips.examples:
+        label = [each.label or "-"] if labelled else []
+        rows.append(
+            (each.before, each.after, *label, number(each.index), *map(percent, (each.confidence, each.margin)))
+        )
+    columns = ("original decided", "compressed decides", *(["label"] if labelled else []))
+    return Grid((*columns, "example", "original's confidence", "margin"), tuple(rows), words=len(columns))
+
+
+def latency_grid(report: Report) -> Grid | None:
+    """Return both models' times a run; None where they were not measured."""
+    times = report.latency
+    if times is None or "original_ms" not in times:
+        return None
+    rows = tuple(
+        (name, *(number(times.get(f"{name}_{key}")) for key in ("ms", "p90_ms"))) for name in ("original", "compressed")
+    )
+    return Grid(("model", "median (ms)", "90 % of the runs within (ms)"), rows)
+
+
 def output_grid(report: Report) -> Grid:
     """Return how far every output moved."""
     rows = tuple(
@@ -127,12 +151,24 @@ def skipped_grid(step: Step) -> Grid:
 
 def layer_grid(step: Step) -> Grid | None:
     """Return a step's figures per layer, columns in the order they first appear; None where it gives none."""
-    layers = step.numbers.get("layers")
-    if not isinstance(layers, Sequence) or not layers or not all(isinstance(each, Mapping) for each in layers):
+    return _list_grid(step.numbers.get("layers"))
+
+
+def list_grids(step: Step) -> dict[str, Grid]:
+    """Return every list of objects among a step's numbers (layers, pairs, a trajectory) as a table, by its name."""
+    found = {}
+    for key, value in step.numbers.items():
+        grid = search_grid(step) if key == "search" and step.trials else _list_grid(value)
+        if grid is not None:
+            found[key] = grid
+    return found
+
+
+def _list_grid(value: object) -> Grid | None:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(each, Mapping) for each in value):
         return None
-    columns = tuple(dict.fromkeys(str(key) for layer in layers for key in layer))
-    rows = tuple(tuple(number(layer[key]) if key in layer else "-" for key in columns) for layer in layers)
-    return Grid(columns, rows)
+    columns = tuple(dict.fromkeys(str(key) for row in value for key in row))
+    return Grid(columns, tuple(tuple(number(row[key]) if key in row else "-" for key in columns) for row in value))
 
 
 def search_grid(step: Step) -> Grid | None:

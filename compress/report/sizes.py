@@ -19,6 +19,9 @@ from onnxprune.report.markdown import code_text, grid_text
 from onnxprune.report.plain import to_plain
 from onnxprune.report.write import check_report_path
 
+FORMS = (".json", ".md")
+"""The suffixes that a table of sizes can be written with."""
+
 SCHEMA = "onnxprune.sizes/1"
 
 # The two ways in which a .surp file holds weights: what the code itself says, or the model's own in float16.
@@ -127,7 +130,7 @@ def write_sizes(table: SizeTable, path: str | os.PathLike[str]) -> None:
         OptionError: The path cannot take a report.
         BackendError: It cannot be written.
     """
-    target = check_report_path(path)
+    target = check_report_path(path, FORMS)
     text = table.to_json() if target.suffix.lower() == ".json" else sizes_markdown(table)
     with io.replaced(target) as file:
         file.write(text.encode())

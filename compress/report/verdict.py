@@ -19,6 +19,12 @@ def verdict(report: Report) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
+def outcome(report: Report) -> str:
+    """Return one sentence: decisions and accuracy, without sizes and gates."""
+    said = "; ".join(part for part in (_decisions(report), _accuracy(report)) if part) + "."
+    return said[0].upper() + said[1:]
+
+
 def remarks(report: Report) -> list[str]:
     """Return what must be said plainly beside the verdict."""
     said = []
@@ -98,6 +104,49 @@ def latency_sentence(report: Report) -> str | None:
         return None
     share, batch = percent(after / before), times.get("batch", 1)
     return f"Latency: {number(before)} ms before, {number(after)} ms after ({share}), batch {batch}."
+
+
+def size_sentences(report: Report) -> list[str]:
+    """Say which costs fell, and which did not."""
+    cost = report.cost
+    named = (
+        ("FLOPs", cost.macs.ratio),
+        ("parameters", cost.params.ratio),
+        ("nonzero weights", cost.nonzero.ratio),
+        ("weight bytes", cost.bytes.ratio),
+    )
+    fell = [f"{percent(ratio)} of the {word}" for word, ratio in named if ratio is not None and ratio < 1]
+    stayed = [f"{word} {percent(ratio)}" for word, ratio in named if ratio is not None and ratio >= 1]
+    said = [f"Smaller: {', '.join(fell)}."] if fell else []
+    return said + ([f"Not smaller: {', '.join(stayed)}."] if stayed else [])
+
+
+def speed_sentence(report: Report) -> str | None:
+    """Say whether the result is faster, as far as the interval of the latency ratio tells; None where not timed."""
+    times = report.latency or {}
+    before, after = times.get("original_ms"), times.get("compressed_ms")
+    if not isinstance(before, int | float) or not isinstance(after, int | float) or not before:
+        return None
+    ratio, low, high = after / before, times.get("low"), times.get("high")
+    took = f"it takes {percent(ratio)} of the original's time"
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return f"Speed: {took}, in too few runs for an interval."
+    ends = f"({percent(times.get('confidence'))} interval {interval(low, high)})"
+    if only_zeros(report):
+        # That it is not faster has been said: zeros alone change nothing, whichever side the clock takes.
+        return f"Measured: {took} {ends}."
+    if high < 1:
+        return f"Faster: {took} {ends}."
+    if low > 1:
+        return f"{'Smaller, but slower' if _fell(report) else 'Slower'}: {took} {ends}."
+    word = "Smaller, not faster" if _fell(report) else "Neither smaller nor faster"
+    return f"{word}: its time cannot be told from the original's: {percent(ratio)} {ends}."
+
+
+def _fell(report: Report) -> bool:
+    cost = report.cost
+    changes = (cost.params, cost.nonzero, cost.macs, cost.bytes)
+    return any(each.ratio is not None and each.ratio < 1 for each in changes)
 
 
 def _decisions(report: Report) -> str:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 from onnxprune.errors import BackendError, OptionError
 from onnxprune.report.markdown import markdown
+from onnxprune.report.page import page
 from onnxprune.report.report import Report
 
-FORMS: Final[dict[str, Callable[[Report], str]]] = {".json": Report.to_json, ".md": markdown}
+FORMS: Final[dict[str, Callable[[Report, Mapping[int, str]], str]]] = {
+    ".json": lambda report, _: report.to_json(),
+    ".md": lambda report, _: markdown(report),
+    ".html": lambda report, pictures: page(report, pictures),
+}
 
 
-def check_report_path(path: str | os.PathLike[str]) -> Path:
+def check_report_path(path: str | os.PathLike[str], forms: Collection[str] = tuple(FORMS)) -> Path:
     """Refuse a path no report can be written to, so that a run can say so before it starts.
 
     Raises:
-        OptionError: if the suffix names no form of report, or the folder is missing or not writable.
+        OptionError: if the suffix is none of ``forms``, or the folder is missing or not writable.
     """
     target = Path(path)
-    if target.suffix.lower() not in FORMS:
+    if target.suffix.lower() not in forms:
         found = f"ends in {target.suffix!r}" if target.suffix else "has no suffix"
-        raise OptionError(f"report {str(target)!r} {found}; accepted are {', '.join(FORMS)}")
+        raise OptionError(f"report {str(target)!r} {found}; accepted are {', '.join(forms)}")
     if target.is_dir():
         raise OptionError(f"report {str(target)!r} is a folder; give the path of a file")
     folder = target.parent
@@ -34,15 +39,17 @@ def check_report_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the report as JSON or Markdown, replacing the file at once when it is complete.
+def write_report(report: Report, path: str | os.PathLike[str], pictures: Mapping[int, str] | None = None) -> None:
+    """Write the report as JSON, Markdown or HTML, replacing the file at once when it is complete.
+
+    ``pictures`` are for the HTML page's flips (see ``report.pictures``).
 
     Raises:
         OptionError: if the path cannot take a report.
         BackendError: if the file system fails while writing; nothing new is left behind then.
     """
     target = check_report_path(path)
-    text = FORMS[target.suffix.lower()](report)
+    text = FORMS[target.suffix.lower()](report, pictures or {})
     # Beside the target, for a rename moves files within one file system only.
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

@@ -158,6 +158,7 @@ def refused(cli, tmp_path: Path):
         (["--plot", "p.png"], 2, "ends in .svg"),
         (["--plot", "p.svg"], 2, "give --data"),
         (["--report", "r.txt"], 2, "accepted are .json, .md"),
+        (["--report", "r.html"], 2, "'.html'; accepted are .json, .md"),
         (["--providers", "gpu", "--table", "--data", "random"], 2, "use cpu, cuda, tensorrt"),
         (["--data", "missing.npz"], 3, "missing.npz"),
         (["--data", "a.npz", "--eval", "b.npz"], 2, "excludes"),

@@ -62,7 +62,7 @@ def test_the_schema_knows_the_same_keys_everywhere(validator: jsonschema.Draft20
     assert validator.schema["properties"]["schema"] == {"const": SCHEMA}
     objects = [validator.schema, *validator.schema["$defs"].values()]
     fixed = [each for each in objects if "properties" in each]
-    assert len(fixed) == 13
+    assert len(fixed) == 14
     assert all(each["additionalProperties"] is False for each in fixed)
 
 
@@ -113,6 +113,7 @@ def test_keys_come_in_the_schemas_order(full_report: Report) -> None:
         "changed_wrong",
         "count",
         "confusion",
+        "examples",
     ]
     assert plain["agreement"]["flips"]["confusion"] == [["digit 8", "digit 3", 2], ["digit 8", "digit 1", 1]]
 
@@ -124,6 +125,17 @@ def test_a_report_survives_the_way_to_json_and_back(full_report: Report, bare_re
     assert again.to_json() == text
     assert again.agreement == full_report.agreement
     assert again.gates == full_report.gates
+
+
+def test_a_report_from_before_flips_were_named_can_be_read(
+    validator: jsonschema.Draft202012Validator, full_report: Report
+) -> None:
+    plain = full_report.to_dict()
+    assert [each["index"] for each in plain["agreement"]["flips"].pop("examples")] == [8, 18, 28]
+    assert errors(validator, plain) == []
+    agreement = Report.from_dict(plain).agreement
+    assert agreement is not None
+    assert agreement.flips.examples == ()
 
 
 def test_the_same_report_gives_the_same_bytes_whatever_held_the_numbers(bare_report: Report) -> None:

@@ -32,8 +32,8 @@ def test_an_older_report_is_replaced(tmp_path: Path, full_report: Report) -> Non
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("r.txt", "report '{}' ends in '.txt'; accepted are .json, .md"),
-        ("report", "report '{}' has no suffix; accepted are .json, .md"),
+        ("r.txt", "report '{}' ends in '.txt'; accepted are .json, .md, .html"),
+        ("report", "report '{}' has no suffix; accepted are .json, .md, .html"),
         ("none/r.json", "report '{}': folder '{}' does not exist; create it first"),
         ("folder.md", "report '{}' is a folder; give the path of a file"),
     ],
