@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 
@@ -73,17 +74,25 @@ def row(model: str, name: str, recipe: str, given: argparse.Namespace, count: in
         print(f"  per class: {rates}", flush=True)
 
 
-def run() -> None:
-    """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(
+    doc: str | None, rows: Collection[str], default: Collection[str], sizes: list[float], seeds: int
+) -> argparse.ArgumentParser:
+    """Return the arguments that all tables of decisions take."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, help="an .onnx file (repeatable)")
     parser.add_argument("--calib", required=True, help="calibration examples, any DATA form")
     parser.add_argument("--eval", required=True, help="evaluation examples, any DATA form")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(DEFAULT))
-    parser.add_argument("--sizes", nargs="+", type=float, default=[0.75, 0.5])
+    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(default))
+    parser.add_argument("--sizes", nargs="+", type=float, default=sizes)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    return parser
+
+
+def run() -> None:
+    """Parse the command line and print the table."""
+    parser = arguments(__doc__, ROWS, DEFAULT, [0.75, 0.5], 3)
     parser.add_argument("--calib-examples", nargs="+", type=int, default=[1000])
     parser.add_argument("--drop-class", action="append", default=[], help="leave a class out of calibration")
-    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     print(f"{HEAD}\n|{'---|' * HEAD.count(' | ')}---|")
     for model in given.model:

@@ -8,10 +8,9 @@ where authors had a rule, and with the refit. Nothing is chosen on the evaluatio
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from id_quality import HEAD, row
+from id_quality import HEAD, arguments, row
 
 ROWS = {
     "filters": "filters(flops={size})",
@@ -35,14 +34,8 @@ UNSIZED = ("auto by latency",)
 
 def run() -> None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="an .onnx file (repeatable)")
-    parser.add_argument("--calib", required=True, help="calibration examples, any DATA form")
-    parser.add_argument("--eval", required=True, help="evaluation examples, any DATA form")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--sizes", nargs="+", type=float, default=[0.75, 0.5])
+    parser = arguments(__doc__, ROWS, ROWS, [0.75, 0.5], 1)
     parser.add_argument("--calib-examples", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=1)
     given = parser.parse_args()
     given.drop_class = []
     print(f"{HEAD}\n|{'---|' * HEAD.count(' | ')}---|")

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from id_quality import measure
+from id_quality import arguments, measure
 
 from onnxprune.report.figures import interval, percent
 
@@ -56,14 +56,8 @@ def row(model: str, name: str, size: float, given: argparse.Namespace) -> None:
 
 def run() -> None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="an .onnx file (repeatable)")
-    parser.add_argument("--calib", required=True, help="calibration examples, any DATA form")
-    parser.add_argument("--eval", required=True, help="evaluation examples, any DATA form")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--sizes", nargs="+", type=float, default=[0.5, 0.6, 0.7, 0.8, 0.9])
+    parser = arguments(__doc__, ROWS, ROWS, [0.5, 0.6, 0.7, 0.8, 0.9], 3)
     parser.add_argument("--calib-examples", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     given.drop_class = []
     print(f"{HEAD}\n|{'---|' * HEAD.count(' | ')}---|")

@@ -143,18 +143,15 @@ class Filters:
                 surgery.cut(analysis, kept)
                 record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
             result = finish(analysis.model)
-        got = reached(self, result, context)
-        if self.latency is not None:
-            from onnxprune.fit.speed import ratio
-
-            got["latency"] = (self.latency, ratio(context, result))
         warnings = (
             () if chosen else (f"{self.name} found no channels that it can cut; the reasons are listed with the step",)
         )
         rows = [_row(space, widths[space.name]) for space in chosen]
         numbers = {"spaces": len(chosen), "layers": rows, **refits}
         narrow = {name: len(indices) for name, indices in kept.items()}
-        return StepResult(result, scored.skipped, numbers, got, (*warnings, *sizing.unaligned(narrow)))
+        return StepResult(
+            result, scored.skipped, numbers, reached(self, result, context), (*warnings, *sizing.unaligned(narrow))
+        )
 
     def _widths(self, scored: _Scored, sizing: Sizing) -> dict[str, int]:
         """Return how many channels every space keeps: the same share of each, or by score over all of them."""

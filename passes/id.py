@@ -183,16 +183,11 @@ class Id:
             even = size.name == "keep" or self.allocate == "uniform"
             return cutter.uniform(size) if even else cutter.allocated(size)
 
-        got: dict[str, tuple[float, float]] = {}
         if sizing.name == "latency" and sizing.value < 1.0:
             widths = fastest_within(sizing.value, cutter, sizing, widths_at, cutter.shrunk)
         else:
             widths = widths_at(sizing)
         cut = cutter.cut(widths)
-        if sizing.name == "latency":
-            from onnxprune.fit.speed import ratio
-
-            got["latency"] = (sizing.value, ratio(context, cut.model))
         numbers: dict[str, Any] = {"spaces": len(cutter.chosen), "layers": cut.spaces, "refits": cut.refits}
         if "survey" in cutter.__dict__:
             numbers["predicted_agreement"] = cutter.survey.agreement(widths)
@@ -202,7 +197,7 @@ class Id:
                 for m in curve.measured
             ]
         narrow = {name: len(indices) for name, indices in cut.kept.items()}
-        return self._result(cut.model, cutter.skipped, numbers, context, sizing, narrow, got)
+        return self._result(cut.model, cutter.skipped, numbers, context, sizing, narrow)
 
     def _folded(self, model: ir.Model, context: Context) -> StepResult:
         work = prepare(model)
@@ -244,7 +239,7 @@ class Id:
         cut = cutter.cut(widths)
         numbers |= {"layers": cut.spaces, "refits": cut.refits}
         narrow = {name: len(indices) for name, indices in cut.kept.items()}
-        return self._result(cut.model, skipped, numbers, context, sizing, narrow, {})
+        return self._result(cut.model, skipped, numbers, context, sizing, narrow)
 
     def _cut(
         self,
@@ -259,7 +254,7 @@ class Id:
             surgery.cut(analysis, kept)
             record_kept(work, surgery.kept_outputs(analysis, kept))
         narrow = {name: len(indices) for name, indices in kept.items()}
-        return self._result(finish(work), skipped, numbers, context, Sizing.of(self), narrow, {})
+        return self._result(finish(work), skipped, numbers, context, Sizing.of(self), narrow)
 
     def _result(
         self,
@@ -269,13 +264,11 @@ class Id:
         context: Context,
         sizing: Sizing,
         widths: Mapping[str, int],
-        got: Mapping[str, tuple[float, float]],
     ) -> StepResult:
         none = (
             () if numbers["spaces"] else ("id found no channels that it can cut; the reasons are listed with the step",)
         )
-        sizes = {**reached(self, model, context), **got}
-        return StepResult(model, skipped, numbers, sizes, (*none, *sizing.unaligned(widths)))
+        return StepResult(model, skipped, numbers, reached(self, model, context), (*none, *sizing.unaligned(widths)))
 
 
 def _curve(cutter: Cutter, sizing: Sizing, context: Context) -> Iterator[dict[str, Any]]:

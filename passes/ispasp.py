@@ -186,7 +186,7 @@ class Ispasp:
     def _cut(self, known: _Known, analysis: Analysis, context: Context) -> StepResult:
         """Cut the model of ``analysis``, which is that of ``known`` or another one of the same model."""
         sizing, chosen = Sizing.of(self), [reader.space for reader in known.found]
-        widths, got = self._widths(known, chosen, sizing, context), dict[str, tuple[float, float]]()
+        widths = self._widths(known, chosen, sizing, context)
         choices, errors = self._choices(known, analysis, widths, context)
         kept = {name: choice.kept for name, choice in choices.items()}
         numbers: dict[str, Any] = {"spaces": len(chosen)}
@@ -199,13 +199,9 @@ class Ispasp:
                 surgery.cut(analysis, kept)
                 record_kept(analysis.model, surgery.kept_outputs(analysis, kept))
             result = finish(analysis.model)
-        if self.latency is not None:
-            from onnxprune.fit.speed import ratio
-
-            got["latency"] = (self.latency, ratio(context, result))
         narrow = {name: len(indices) for name, indices in kept.items()}
         warnings = [*self._warnings(chosen), *sizing.unaligned(narrow)]
-        return StepResult(result, known.skipped, numbers, {**reached(self, result, context), **got}, tuple(warnings))
+        return StepResult(result, known.skipped, numbers, reached(self, result, context), tuple(warnings))
 
     def _widths(
         self, known: _Known, chosen: Sequence[ChannelSpace], sizing: Sizing, context: Context

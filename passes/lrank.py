@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import OptionError
 from onnxprune.fit.factoring import factored, pairer_of, refitted
-from onnxprune.fit.lowrank import Metric, project
+from onnxprune.fit.lowrank import Metric, project, tails
 from onnxprune.fit.pairing import Choice, Pairer
 from onnxprune.fit.ranking import ranked
 from onnxprune.fit.reconstruct import Fit
@@ -135,7 +135,7 @@ class LRank:
         squares = np.linalg.svd(unfold(unit.matrix()[0], kind, kernel_of(unit)), compute_uv=False) ** 2
         if self.scale == "norm":
             squares /= float(squares.sum()) or 1.0
-        return squares, np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+        return squares, tails(squares)
 
 
 def _truncate(name: str, unit: Unit, pair: Pair) -> None:

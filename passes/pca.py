@@ -182,6 +182,7 @@ class _Seen:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self._found: dict[Tap, tuple[np.ndarray, np.ndarray]] = {}
 
     def of(self, unit: Unit) -> SpreadResult:
         found: SpreadResult = self.context.statistics[_tap(unit)]
@@ -189,25 +190,36 @@ class _Seen:
 
     def score(self, name: str, unit: Unit, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the sensitivity of every component (torchprune's rule)."""
-        return sensitivities(components(self.of(unit).covariance)[0]), None
+        return sensitivities(self._components(unit)[0]), None
+
+    def _components(self, unit: Unit) -> tuple[np.ndarray, np.ndarray]:
+        """Return a layer's components, worked out once for all sizes and for their projections."""
+        tap = _tap(unit)
+        if tap not in self._found:
+            self._found[tap] = components(self.of(unit).covariance)
+        return self._found[tap]
 
     def write(self, name: str, unit: Unit, pair: Pair) -> None:
         """Project a layer on its first components."""
-        self._project(unit, pair.rank, np.ones(len(unit.scale)))
+        self._project(unit, pair.rank, None)
 
     def weighted(self, name: str, unit: Unit, pair: Pair) -> None:
         """Project with every output weighted by the root of the share that the following ReLU lets through."""
-        weight = np.ones(len(unit.scale))
-        if rectifies(unit):
-            seen: SpreadResult = self.context.statistics[_rectified(unit)]
-            weight = np.sqrt(np.maximum(seen.positive, 1e-3))
-        self._project(unit, pair.rank, weight)
+        if not rectifies(unit):
+            self._project(unit, pair.rank, None)
+            return
+        seen: SpreadResult = self.context.statistics[_rectified(unit)]
+        self._project(unit, pair.rank, np.sqrt(np.maximum(seen.positive, 1e-3)))
 
-    def _project(self, unit: Unit, rank: int, weight: np.ndarray) -> None:
+    def _project(self, unit: Unit, rank: int, weight: np.ndarray | None) -> None:
         found = self.of(unit)
-        vectors = components(found.covariance * np.outer(weight, weight))[1][:, :rank]
-        # y A ~ y A U U^T for scaled outputs, so that y ~ y A U U^T A^-1.
-        onto = (weight[:, None] * vectors) @ (vectors.T / weight)
+        if weight is None:
+            vectors = self._components(unit)[1][:, :rank]
+            onto = vectors @ vectors.T
+        else:
+            vectors = components(found.covariance * np.outer(weight, weight))[1][:, :rank]
+            # y A ~ y A U U^T for scaled outputs, so that y ~ y A U U^T A^-1.
+            onto = (weight[:, None] * vectors) @ (vectors.T / weight)
         scale = np.where(unit.scale == 0.0, 1.0, unit.scale)
         plain = unit.matrix()[0] / scale
         unit.set_matrix(((plain @ onto) * unit.scale)[None])

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from onnxprune.api import provenance
 from onnxprune.errors import ModelError
-from onnxprune.graph import io, spaces
+from onnxprune.graph import io, origins, spaces
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import Cost, measure
 from onnxprune.graph.kept import read_kept
 
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_QUANTISED = (*origins.QUANTISERS, "DynamicQuantizeLinear")
 _PREFIX = "onnxprune."
 
 

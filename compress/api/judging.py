@@ -10,8 +10,8 @@ from onnxprune import pipeline
 from onnxprune.api.opening import task
 from onnxprune.api.options import Options
 from onnxprune.data import Examples
+from onnxprune.evaluate.decisions import rate
 from onnxprune.evaluate.evidence import Evidence, Rate
-from onnxprune.evaluate.intervals import clopper_pearson
 from onnxprune.evaluate.streaming import count_kept, decide_all
 from onnxprune.runtime.session import Settings
 
@@ -62,7 +62,6 @@ def after_every_step(
             return rates
         for place in open_steps:
             kept = count_kept(decided, steps[place].result.model, settings)
-            ends = clopper_pearson(kept, examples.count, options.confidence)
-            rates[place] = Rate(kept / examples.count, *ends, options.confidence)
+            rates[place] = rate(kept, examples.count, options.confidence)
             advance(examples.count)
     return rates

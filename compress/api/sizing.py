@@ -18,8 +18,9 @@ from onnxprune.codec import container
 from onnxprune.codec.law import Law, Stop
 from onnxprune.data import DataLike
 from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.evaluate.decisions import rate
 from onnxprune.evaluate.evidence import Rate
-from onnxprune.evaluate.intervals import check_confidence, clopper_pearson
+from onnxprune.evaluate.intervals import check_confidence
 from onnxprune.evaluate.scores import checked_labels
 from onnxprune.evaluate.streaming import Decided, count_kept, decide_all, decisions
 from onnxprune.graph import skeleton
@@ -227,8 +228,7 @@ class _Judge:
         """Return a model's agreement and accuracy."""
         rows = decisions(self.decided, model, self.settings)
         kept, count = int((rows == self.decided.rows).sum()), len(rows)
-        low, high = clopper_pearson(kept, count, self.confidence)
-        return Rate(kept / count, low, high, self.confidence), self.accuracy(rows)
+        return rate(kept, count, self.confidence), self.accuracy(rows)
 
     def chosen(self, kind: str, point: float, make: Callable[[], ir.Model]) -> float:
         """Return the agreement of a point on the examples that choose; every point is judged once."""

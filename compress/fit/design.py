@@ -89,7 +89,7 @@ class Design:
                 f"'{node.name}' turns {len(inside)} spatial axes into {len(outside)}, but its weight has {rank}"
             )
         strides, dilations = ints_attribute(node, "strides", [1] * rank), ints_attribute(node, "dilations", [1] * rank)
-        pads = _begin_pads(node, inside, outside, kernel, strides, dilations)
+        pads = begin_pads(node, inside, outside, kernel, strides, dilations)
         transposed = node.op_type == "ConvTranspose"
         position = np.zeros((math.prod(outside), math.prod(kernel)), dtype=np.int64)
         valid = np.ones(position.shape, dtype=bool)
@@ -118,7 +118,7 @@ def _draws(seed: int, name: int, examples: np.ndarray, each: int) -> np.ndarray:
         return np.asarray(bits ^ (bits >> np.uint64(31)))
 
 
-def _begin_pads(
+def begin_pads(
     node: ir.Node,
     inside: Sequence[int],
     outside: Sequence[int],

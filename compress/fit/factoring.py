@@ -28,32 +28,6 @@ Write = Callable[[str, Unit, Pair], None]
 Units = Mapping[str, tuple[Unit, Partings]]
 
 
-class Plain:
-    """A prepared model whose layers are parted as they are: nothing else is refitted."""
-
-    def __init__(self, model: ir.Model, context: Context, selection: Selection, kinds: tuple[str, ...]) -> None:
-        self.context = context
-        self.work = prepare(model)
-        self.added = add_constants(self.work)
-        self.analysis = spaces.analyse(self.work)
-        self.shapes = concrete_shapes(self.work, example_shapes(self.work, context.inputs))
-        self.units, self.skipped = partable(self.work, self.shapes, selection, kinds, one=True)
-
-    def pairs(self, sizing: Sizing, score: Score) -> dict[str, Pair]:
-        """Return the pairs that a size asks for, by the layers' spectra."""
-        return ranked(self.units, sizing, self.analysis, self.context, score)
-
-    def made(self, pairs: Mapping[str, Pair], write: Write | None = None) -> ir.Model:
-        """Return the model with these pairs; it cannot be used for others afterwards."""
-        for name, pair in pairs.items():
-            if write is not None:
-                write(name, self.units[name][0], pair)
-        part(self.work, pairs, self.shapes)
-        finish(self.work)
-        drop_zero_constants(self.work, self.added)
-        return self.work
-
-
 def factored(
     item: Any,
     model: ir.Model,
@@ -64,20 +38,29 @@ def factored(
     write: Write | None = None,
 ) -> StepResult:
     """Return what a pass without refitting does: ranks by ``score``, weights by ``write`` (else truncated)."""
-    sizing, plain = Sizing.of(item), Plain(model, context, selection, kinds)
+    sizing = Sizing.of(item)
     if sizing.name == "latency":
         raise OptionError(f"{item.name}: latency= needs reconstruct=symmetric or asymmetric")
-    pairs = {} if sizing.met_by(model, context) else plain.pairs(sizing, score)
-    rows = pair_rows(plain.units, pairs)
-    skipped = {**plain.skipped, **left_alone(plain.units, pairs)}
-    result = plain.made(pairs, write)
-    return StepResult(result, skipped, {"pairs": rows}, reached(item, result, context))
+    work = prepare(model)
+    added = add_constants(work)
+    analysis = spaces.analyse(work)
+    shapes = concrete_shapes(work, example_shapes(work, context.inputs))
+    units, skipped = partable(work, shapes, selection, kinds, one=True)
+    pairs = {} if sizing.met_by(model, context) else ranked(units, sizing, analysis, context, score)
+    rows = pair_rows(units, pairs)
+    skipped |= left_alone(units, pairs)
+    for name, pair in pairs.items():
+        if write is not None:
+            write(name, units[name][0], pair)
+    part(work, pairs, shapes)
+    finish(work)
+    drop_zero_constants(work, added)
+    return StepResult(work, skipped, {"pairs": rows}, reached(item, work, context))
 
 
 def refitted(item: Any, pairer: Pairer, context: Context, pairs_at: Callable[[Sizing], Choice]) -> StepResult:
     """Return what a pass with refitting does with the choice that ``pairs_at`` makes for its size."""
     sizing = Sizing.of(item)
-    got: dict[str, tuple[float, float]] = {}
     if sizing.met_by(pairer.model, context):
         choice = Choice({}, {}, {})
     elif sizing.name == "latency":
@@ -87,19 +70,14 @@ def refitted(item: Any, pairer: Pairer, context: Context, pairs_at: Callable[[Si
     else:
         choice = pairs_at(sizing)
     cut = pairer.cut(choice.widths, pairs=choice.pairs)
-    if sizing.name == "latency":
-        from onnxprune.fit.speed import ratio
-
-        got["latency"] = (sizing.value, ratio(context, cut.model))
     numbers: dict[str, Any] = {"pairs": pair_rows(pairer.units, choice.pairs), "refits": cut.refits}
     if pairer.chosen:
         numbers |= {"spaces": len(pairer.chosen), "layers": cut.spaces}
     if choice.places or choice.widths:
         numbers["predicted_agreement"] = pairer.survey.agreement(choice.widths, choice.places)
-    got |= reached(item, cut.model, context)
     skipped = {**pairer.skipped, **left_alone(pairer.units, choice.pairs)}
     warnings = sizing.unaligned({row["space"]: row["kept"] for row in cut.spaces})
-    return StepResult(cut.model, skipped, numbers, got, warnings)
+    return StepResult(cut.model, skipped, numbers, reached(item, cut.model, context), warnings)
 
 
 def pairer_of(model: ir.Model, context: Context, fit: Fit, selection: Selection, kinds: tuple[str, ...]) -> Pairer:

@@ -80,6 +80,33 @@ def components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values[::-1], 0.0), vectors * np.where(signs == 0.0, 1.0, signs)
 
 
+def scatter(sums: Wide, matrix: np.ndarray, *, shiftable: bool) -> np.ndarray:
+    """Return second moments [O, O] of what a matrix [F, O] makes of rows; about their mean where a constant can be."""
+    seen = sums.matrix.astype(np.float64) @ matrix
+    seen -= seen.mean(axis=0) if shiftable else 0.0
+    return np.asarray(seen.T @ seen)
+
+
+def tails(squares: np.ndarray) -> np.ndarray:
+    """Return what is left behind every rank, [n + 1]: sums of what follows, of a spectrum in descending order."""
+    return np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+
+
+def whitened(matrix: np.ndarray, gram: np.ndarray, kind: str, kernel: Sequence[int]) -> np.ndarray:
+    """Return the squared singular values of a weight, its encoder's features whitened by their mean moments."""
+    order = _order(len(matrix), kind, kernel)
+    unfolded = unfold(matrix, kind, kernel)
+    height = len(unfolded)
+    blocks = len(gram) // height
+    own = np.einsum("vavb->ab", gram[np.ix_(order, order)].reshape(blocks, height, blocks, height)) / blocks
+    own = own + _JITTER * float(np.mean(own.diagonal())) * np.eye(height)
+    try:
+        lower = np.linalg.cholesky(own)
+    except np.linalg.LinAlgError:
+        return np.zeros(min(unfolded.shape))
+    return np.asarray(np.linalg.svd(lower.T @ unfolded, compute_uv=False) ** 2)
+
+
 def error(matrix: np.ndarray, other: np.ndarray, metric: Metric) -> float:
     """Return what using ``other`` in place of ``matrix`` costs."""
     left = matrix - other
@@ -98,10 +125,8 @@ def paired(
     near = np.zeros_like(matrix)
     mean: np.ndarray | None
     if isinstance(sums, Wide):
-        seen = sums.matrix.astype(np.float64) @ matrix
         mean = sums.matrix.mean(axis=0, dtype=np.float64) if shiftable else None
-        seen -= seen.mean(axis=0) if shiftable else 0.0
-        kept = components(seen.T @ seen)[1][:, : pair.rank]
+        kept = components(scatter(sums, matrix, shiftable=shiftable))[1][:, : pair.rank]
         near = matrix @ kept @ kept.T
     else:
         metric = Metric.of(sums, shiftable=shiftable)

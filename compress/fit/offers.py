@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.fit.links import Link
-from onnxprune.fit.lowrank import Metric, components, error, project
+from onnxprune.fit.lowrank import Metric, components, error, project, scatter, tails, whitened
 from onnxprune.fit.reconstruct import Sums
 from onnxprune.fit.wide import Wide
-from onnxprune.graph.factorise import OUTPUT, TURNED, Pair, Parting, kernel_of, unfold
+from onnxprune.graph.factorise import OUTPUT, Pair, Parting, kernel_of
 
 Partings = Mapping[str, Parting]
 # Ranks that are offered of one kind, at most, and how many of them are solved for.
@@ -56,9 +56,7 @@ def offers(link: Link, sums: Sums, partings: Partings) -> tuple[list[Option], np
             continue
         if metric is None:
             assert isinstance(sums, Wide)
-            seen = sums.matrix.astype(np.float64) @ matrix
-            seen -= seen.mean(axis=0) if unit.shiftable else 0.0
-            errors = _tails(components(seen.T @ seen)[0])[offered]
+            errors = tails(components(scatter(sums, matrix, shiftable=unit.shiftable))[0])[offered]
         else:
             errors = _errors(matrix, metric, kind, kernel_of(unit), offered)
         for rank, left in zip(offered, errors, strict=True):
@@ -87,17 +85,12 @@ def _grid(offered: list[int]) -> list[int]:
     return [offered[place] for place in places]
 
 
-def _tails(squares: np.ndarray) -> np.ndarray:
-    """Return what is left behind every rank, [n + 1]."""
-    return np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
-
-
 def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ...], offered: list[int]) -> np.ndarray:
     assert metric.gram is not None
     if kind == OUTPUT:
-        return np.asarray(_tails(components(matrix.T @ metric.gram @ matrix)[0])[offered])
-    tails = _tails(_whitened(matrix, metric.gram, kind, kernel))
-    rough = np.array([tails[min(rank, len(tails) - 1)] for rank in offered])
+        return np.asarray(tails(components(matrix.T @ metric.gram @ matrix)[0])[offered])
+    left = tails(whitened(matrix, metric.gram, kind, kernel))
+    rough = np.array([left[min(rank, len(left) - 1)] for rank in offered])
     places = np.unique(np.round(np.linspace(0, len(offered) - 1, _SOLVED + 2)[1:-1]).astype(int))
     exact = [error(matrix, project(matrix, metric, Pair(kind, offered[place]), kernel), metric) for place in places]
     floor = 1e-12 * float(rough.max(initial=0.0)) + 1e-300
@@ -107,20 +100,3 @@ def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ..
     )
     shift = np.interp(logs, [x for x, _ in known], [y for _, y in known])
     return np.asarray(np.exp(logs + shift))
-
-
-def _whitened(matrix: np.ndarray, gram: np.ndarray, kind: str, kernel: tuple[int, ...]) -> np.ndarray:
-    """Return the squared singular values of a weight, its encoder's features whitened by their mean moments."""
-    if kind == TURNED:
-        order = np.arange(len(matrix)).reshape(kernel[0], kernel[1], -1).transpose(1, 0, 2).ravel()
-        gram = gram[np.ix_(order, order)]
-    unfolded = unfold(matrix, kind, kernel)
-    height = len(unfolded)
-    blocks = len(gram) // height
-    own = np.einsum("vavb->ab", gram.reshape(blocks, height, blocks, height)) / blocks
-    own = own + 1e-6 * float(np.mean(own.diagonal())) * np.eye(height)
-    try:
-        lower = np.linalg.cholesky(own)
-    except np.linalg.LinAlgError:
-        return np.zeros(min(unfolded.shape))
-    return np.asarray(np.linalg.svd(lower.T @ unfolded, compute_uv=False) ** 2)

@@ -87,19 +87,16 @@ class Probe:
             with self._restored():
                 for link, sums in pairs:
                     self.work.solve(link, sums, keep)
-                measured.append(Measured(width, *self._difference(self._run(self.work.analysis.model, self.judges))))
+                measured.append(self._judged(width))
         return measured
 
     def refitted(self, space: ChannelSpace, found: Elimination) -> list[Measured]:
         """Measure a space with everything behind it refitted on a few examples."""
-        context = replace(self.context, examples=self.small, progress=silent)
-        fit = replace(self.work.fit, rows=_ROWS, rounds=0)
         measured = []
         for width in self._widths(space):
             with self._restored():
-                run = Reconstruction(self.work.original, self.work.analysis, self.work.shapes, fit, context)
-                run.run([space], {space.name: width}, {space.name: found.kept(width)})
-                measured.append(Measured(width, *self._difference(self._run(self.work.analysis.model, self.judges))))
+                self._small_run().run([space], {space.name: width}, {space.name: found.kept(width)})
+                measured.append(self._judged(width))
         return measured
 
     def parted(self, name: str, pairs: Mapping[int, Pair], own: tuple[Link, Sums] | None = None) -> list[Measured]:
@@ -107,18 +104,25 @@ class Probe:
 
         With its ``own`` moments nothing else is refitted.
         """
-        context = replace(self.context, examples=self.small, progress=silent)
-        fit = replace(self.work.fit, rows=_ROWS, rounds=0)
         measured = []
         for place, pair in pairs.items():
             with self._restored():
                 if own is not None:
                     self.work.solve(*own, self.work.analysis.keep_mask({}), pair)
                 else:
-                    run = Reconstruction(self.work.original, self.work.analysis, self.work.shapes, fit, context)
-                    run.run([], {}, {}, pairs={name: pair})
-                measured.append(Measured(place, *self._difference(self._run(self.work.analysis.model, self.judges))))
+                    self._small_run().run([], {}, {}, pairs={name: pair})
+                measured.append(self._judged(place))
         return measured
+
+    def _small_run(self) -> Reconstruction:
+        """Return a run over the few examples that trials are refitted on."""
+        context = replace(self.context, examples=self.small, progress=silent)
+        fit = replace(self.work.fit, rows=_ROWS, rounds=0)
+        return Reconstruction(self.work.original, self.work.analysis, self.work.shapes, fit, context)
+
+    def _judged(self, place: int) -> Measured:
+        """Return what the model as it is now does to the outputs."""
+        return Measured(place, *self._difference(self._run(self.work.analysis.model, self.judges)))
 
     def _widths(self, space: ChannelSpace) -> list[int]:
         found = {max(1, round(share * space.width)) for share in self.shares}

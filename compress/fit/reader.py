@@ -15,21 +15,16 @@ from onnxprune.errors import DataError
 from onnxprune.fit.design import Design
 from onnxprune.fit.links import Link, find_links
 from onnxprune.fit.moments import Moments
-from onnxprune.fit.reconstruct import Batches, Fit, Reconstruction
+from onnxprune.fit.reconstruct import Batches, wanted_rows
 from onnxprune.fit.recovery import Energy, FirstMoments, axes_of, contributions, counts, pair_sums
 from onnxprune.fit.solve import refit
-from onnxprune.fit.wide import ROWS, Wide
+from onnxprune.fit.wide import FEATURES, Wide
 from onnxprune.graph import constants
 from onnxprune.graph.shapes import Shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.runtime.staged import Staged
 from onnxprune.runtime.sums import Sums, SumsResult
 
-# Above so many features there is no room for their second moments.
-WIDE = 6000
-# Rows of second moments: positions are sampled beyond this many, or this many per feature.
-_ROWS = 60_000
-_ROWS_PER_FEATURE = 12
 # What keeps a least-squares problem solvable and changes nothing else.
 _RIDGE = 1e-9
 
@@ -115,8 +110,8 @@ def _reader(analysis: Analysis, space: ChannelSpace, links: Mapping[ir.Node, Lin
     if len(np.unique(owner[owner >= 0])) < space.width:
         return f"'{node.name}' does not read all of its channels"
     reader = Reader(space, link, owner)
-    if dense and reader.features > WIDE:
-        return f"'{node.name}' reads {reader.features} features; second moments are taken of up to {WIDE}"
+    if dense and reader.features > FEATURES:
+        return f"'{node.name}' reads {reader.features} features; second moments are taken of up to {FEATURES}"
     return reader
 
 
@@ -139,7 +134,7 @@ def front_to_back(
     """
     if context.examples is None:
         raise DataError("ispasp needs calibration data; give --data or --calib")
-    batches = Reconstruction(analysis.model, analysis, shapes, Fit(), context).batches
+    batches = Batches.of(analysis.model, context.examples, context.settings)
     groups: dict[ir.Node, list[Reader]] = {}
     for reader in found:
         groups.setdefault(reader.link.unit.node, []).append(reader)
@@ -155,11 +150,10 @@ def _seen(reader: Reader, staged: Staged, batches: Batches, context: Context, *,
     unit, name = reader.link.unit, reader.tap.value
     sums = reader.sums(absolute=absolute)
     moments: Moments | Wide | None = None
-    most = ROWS if reader.features > WIDE else max(_ROWS, _ROWS_PER_FEATURE * reader.features)
-    design = Design(unit, -(-most // batches.examples.count), context.seed)
+    design = Design(unit, -(-wanted_rows(reader.features) // batches.examples.count), context.seed)
     if rows:
         matrix = unit.matrix()[0]
-        wide = reader.features > WIDE
+        wide = reader.features > FEATURES
         moments = Wide(*matrix.shape) if wide else Moments.empty(1, *matrix.shape)
     with staged.piece([name]) as piece:
         for number, examples in enumerate(batches.rows):

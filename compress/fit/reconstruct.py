@@ -27,7 +27,7 @@ from onnxprune.fit.lowrank import paired
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.rectified import RectifiedRows, rectifies
 from onnxprune.fit.solve import Solution, refit
-from onnxprune.fit.wide import ROWS, Wide
+from onnxprune.fit.wide import FEATURES, ROWS, Wide
 from onnxprune.graph.factorise import Pair, kernel_of
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 from onnxprune.graph.spaces import Analysis, ChannelSpace
@@ -36,8 +36,6 @@ from onnxprune.runtime.session import Settings
 from onnxprune.runtime.staged import Piece, Staged
 
 Sums = Moments | Wide
-# Above so many features a Gram matrix takes too much memory.
-_WIDE = 6000
 # Rows of a least-squares problem: positions are sampled beyond this many, or this many per feature.
 _ROWS = 60_000
 _ROWS_PER_FEATURE = 12
@@ -94,6 +92,13 @@ class Batches:
     size: int
     rows: list[np.ndarray] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, model: ir.Model, examples: Examples, settings: Settings) -> Batches:
+        """Return batches as a model takes them: of the size that it fixes, else of what the settings say."""
+        first = next((v for v in model.graph.inputs if v.name not in model.graph.initializers), None)
+        size = first.shape[0] if first is not None and first.shape is not None and len(first.shape) else None
+        return cls(examples, size if isinstance(size, int) else min(settings.batch_size, examples.count))
+
     def __post_init__(self) -> None:
         count = self.examples.count
         self.rows = [np.arange(i, min(i + self.size, count)) for i in range(0, count, self.size)]
@@ -123,7 +128,7 @@ class Reconstruction:
         self.links = find_links(analysis, shapes)
         self.flow = Flow.of(analysis.model, self.links)
         assert context.examples is not None and context.settings is not None
-        self.batches = Batches(context.examples, _batch_size(analysis.model, context.examples, context.settings))
+        self.batches = Batches.of(analysis.model, context.examples, context.settings)
         self.settings = context.settings
         self._rectified: dict[ir.Node, RectifiedRows] = {}
 
@@ -269,7 +274,7 @@ class Reconstruction:
                 if len(sums) == i:
                     if skips and len(part) == 1 and self.fit.rounds and rectifies(link.unit):
                         self._rectified[link.unit.node] = RectifiedRows()
-                    wide = len(part) == 1 and part.shape[2] > _WIDE
+                    wide = len(part) == 1 and part.shape[2] > FEATURES
                     size = (part.shape[2], aims.shape[1] // len(part))
                     sums.append(Wide(*size) if wide else Moments.empty(len(part), *size))
                 sums[i].update(part, aims)
@@ -299,8 +304,8 @@ class Reconstruction:
 
     def _design(self, link: Link) -> Design:
         features = link.taps * len(link.channels) // link.unit.groups
-        wide = link.unit.groups == 1 and features > _WIDE
-        rows = ROWS if wide else max(self.fit.rows, _ROWS_PER_FEATURE * features)
+        grouped = link.unit.groups > 1  # second moments of a group are kept whatever its width
+        rows = max(self.fit.rows, _ROWS_PER_FEATURE * features) if grouped else wanted_rows(features, self.fit.rows)
         positions = -(-rows // self.batches.examples.count)
         return Design(link.unit, positions, self.context.seed, self._axes.get(str(link.unit.value.name), 0))
 
@@ -358,8 +363,6 @@ class Reconstruction:
         }
 
 
-def _batch_size(model: ir.Model, examples: Examples, settings: Settings) -> int:
-    """Return examples per run: what the model fixes, else what the settings say."""
-    first = next((v for v in model.graph.inputs if v.name not in model.graph.initializers), None)
-    size = first.shape[0] if first is not None and first.shape is not None and len(first.shape) else None
-    return size if isinstance(size, int) else min(settings.batch_size, examples.count)
+def wanted_rows(features: int, least: int = _ROWS) -> int:
+    """Return how many rows a problem with so many features in one group is given: what there is room and use for."""
+    return ROWS if features > FEATURES else max(least, _ROWS_PER_FEATURE * features)

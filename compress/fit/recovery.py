@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from onnxprune.fit.design import begin_pads
 from onnxprune.graph.attributes import ints_attribute, string_attribute
 from onnxprune.graph.linear import Unit
 
@@ -43,19 +44,18 @@ def axes_of(unit: Unit, inside: Sequence[int]) -> list[Axis]:
     rank = len(kernel)
     strides, dilations = (ints_attribute(unit.node, name, [1] * rank) for name in ("strides", "dilations"))
     pads, auto = ints_attribute(unit.node, "pads", [0] * (2 * rank)), string_attribute(unit.node, "auto_pad", "NOTSET")
-    found = []
-    for i in range(rank):
-        reach = (kernel[i] - 1) * dilations[i] + 1
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            count = -(-inside[i] // strides[i])
-            total = max(0, (count - 1) * strides[i] + reach - inside[i])
-            begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
-        else:
-            begin, end = (0, 0) if auto == "VALID" else (pads[i], pads[rank + i])
-            count = max(0, (inside[i] + begin + end - reach) // strides[i] + 1)
-        place = np.arange(count)[:, None] * strides[i] - begin + np.arange(kernel[i])[None, :] * dilations[i]
-        found.append(Axis(inside[i], place))
-    return found
+    reach = [(kernel[i] - 1) * dilations[i] + 1 for i in range(rank)]
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        outside = [-(-inside[i] // strides[i]) for i in range(rank)]
+    else:
+        around = [0] * rank if auto == "VALID" else [pads[i] + pads[rank + i] for i in range(rank)]
+        outside = [max(0, (inside[i] + around[i] - reach[i]) // strides[i] + 1) for i in range(rank)]
+    begin = begin_pads(unit.node, inside, outside, kernel, strides, dilations)
+    places = [
+        np.arange(outside[i])[:, None] * strides[i] - begin[i] + np.arange(kernel[i])[None, :] * dilations[i]
+        for i in range(rank)
+    ]
+    return [Axis(inside[i], place) for i, place in enumerate(places)]
 
 
 def pair_sums(total: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:

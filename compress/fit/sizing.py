@@ -153,6 +153,10 @@ def reached(item: Any, result: ir.Model, context: Context) -> dict[str, tuple[fl
         found["params"] = (float(asked), measure(result, context.inputs).params / original.params)
     if getattr(item, "bytes", None) is not None and original.bytes:
         found["bytes"] = (float(item.bytes), measure(result, context.inputs).bytes / original.bytes)
+    if getattr(item, "latency", None) is not None:
+        from onnxprune.fit.speed import ratio
+
+        found["latency"] = (float(item.latency), ratio(context, result))
     return found
 
 

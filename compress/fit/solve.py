@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
-from onnxprune.fit.wide import Wide
+from onnxprune.fit.wide import FEATURES, Wide
 from onnxprune.linalg import masked_least_squares, solve_psd
 
 # The constant is not held back; this share keeps the system definite.
@@ -70,7 +70,8 @@ def refit(
     start[:, features] = shift.reshape(groups, outputs)
     before = moments.error(start)
     folded = before
-    if groups == 1 and not keep.all():
+    # So many channels have no Gram matrix; the dual solution below is over the same features without it.
+    if groups == 1 and not keep.all() and features // taps <= FEATURES:
         other = start.copy()
         other[0, :features] = _folded(moments, matrix[0], keep[0], taps, preserve_zeros)
         folded = moments.error(other)

@@ -95,7 +95,8 @@ def survey(
     order = stages(work.flow, chosen)
     probe = Probe(work, spaces, context, list(names)) if measure else None
     found: dict[str, Elimination] = {}
-    measured: dict[str | tuple[str, str], list[Measured]] = {}
+    measured: dict[str, list[Measured]] = {}
+    tried: dict[str, list[Measured]] = {}
     pending = list(spaces)
     kept: dict[ir.Node, tuple[Link, Sums]] = {}
     with contextlib.ExitStack() as stack:
@@ -109,7 +110,7 @@ def survey(
                 if name in names:
                     options[name] = offers(link, sums, names[name])
                     if probe is not None:
-                        measured[_node(name)] = probe.parted(name, _tried(options[name][0], _SHARES), (link, sums))
+                        tried[name] = probe.parted(name, _nearest(options[name][0], _SHARES), (link, sums))
             for space in [s for s in pending if wanted[s.name] <= kept.keys()]:
                 pending.remove(space)
                 pairs = [kept[node] for node in kept if node in wanted[space.name]]
@@ -126,9 +127,7 @@ def survey(
                 measured[space.name] = probe.refitted(space, found[space.name])
                 advance(1)
             for name, (offered, _) in options.items():
-                measured[_node(name)] = _made_up_for(
-                    measured[_node(name)], probe.parted(name, _tried(offered, _SHARES[1:2]))
-                )
+                tried[name] = _made_up_for(tried[name], probe.parted(name, _nearest(offered, _SHARES[1:2])))
                 advance(1)
     curves = {
         space.name: Curve(
@@ -139,17 +138,12 @@ def survey(
     }  # fmt: skip
     ranks = {}
     for name, (offered, error) in options.items():
-        points = tuple(measured.get(_node(name), ()))
+        points = tuple(tried.get(name, ()))
         ranks[name] = RankCurve(tuple(offered), _scaled(error, points, len(error) - 1), points)
     seen = [*(curve.measured for curve in curves.values()), *(curve.measured for curve in ranks.values())]
     top = sum(np.sqrt(max(one.loss, 0.0)) * one.disagreement for points in seen for one in points)
     bottom = sum(max(one.loss, 0.0) for points in seen for one in points)
     return Survey(curves, float(top / bottom) if bottom > 0 else 0.0, ranks)
-
-
-def _node(name: str) -> tuple[str, str]:
-    """Return the key of a node: spaces may have the same name."""
-    return ("node", name)
 
 
 def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[Measured]:
@@ -164,18 +158,12 @@ def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[
     return [Measured(place, loss * share, off * share**0.5) for place, loss, off in alone]
 
 
-def _tried(options: Sequence[Option], shares: Sequence[float]) -> dict[int, Pair]:
+def _nearest(options: Sequence[Option], shares: Sequence[float]) -> dict[int, Pair]:
     """Return the options to measure, by place: those that cost nearest to these shares of the node as it is."""
     whole = options[-1].macs
-    found = {}
-    for share in shares:
-        places = [k for k, option in enumerate(options) if option.pair is not None]
-        if places:
-            place = min(places, key=lambda k: (abs(options[k].macs - share * whole), k))
-            pair = options[place].pair
-            assert pair is not None
-            found[place] = pair
-    return found
+    pairs = {place: option.pair for place, option in enumerate(options) if option.pair is not None}
+    places = [min(pairs, key=lambda k: (abs(options[k].macs - share * whole), k)) for share in shares if pairs]
+    return {place: pairs[place] for place in places}
 
 
 def _scaled(error: np.ndarray, measured: Sequence[Measured], width: int) -> np.ndarray:

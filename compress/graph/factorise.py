@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph import constants
 from onnxprune.graph.attributes import ints_attribute, string_attribute
 from onnxprune.graph.linear import Unit
-from onnxprune.graph.names import free_name, value_names
+from onnxprune.graph.names import free_name, take_over, value_names
 from onnxprune.graph.shapes import Shapes
 
 # The four ways to part a kernel, in the order of LRank's schemes 0 to 3.
@@ -135,12 +135,9 @@ def split(model: ir.Model, unit: Unit, pair: Pair) -> tuple[ir.Node, ir.Node]:
         "", kinds[1], [enc.outputs[0], weights[1], *rest],
         _attributes(unit, pair.kind, kinds[1], dec_kernel, first=False), num_outputs=1, name=f"{unit.name}/dec",
     )  # fmt: skip
-    name, shape, kind = old.name, old.shape, old.type
     model.graph.insert_before(node, [enc, dec])
-    ir.convenience.replace_all_uses_with(old, dec.outputs[0], replace_graph_outputs=True)
+    take_over(old, dec.outputs[0])
     model.graph.remove(node, safe=True)
-    fresh = dec.outputs[0]
-    fresh.name, fresh.shape, fresh.type = name, shape, kind
     weight = str(unit.weight.name)
     if not unit.weight.uses():
         model.graph.initializers.pop(weight, None)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph import constants
 from onnxprune.graph.attributes import float_attribute, int_attribute
 from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.names import take_over
 
 Barred = Callable[[Sequence[str]], str | None]
 
@@ -98,7 +99,7 @@ def _fold_one(graph: ir.Graph, norm: ir.Node, version: int, barred: Barred) -> s
         return f"the folded weights of '{linear.name}' do not fit into {weight.dtype}"
     out = norm.outputs[0]
     if out.is_graph_output():
-        _take_over_output(graph, linear, out)
+        take_over(out, linear.outputs[0])
     else:
         out.replace_all_uses_with(linear.outputs[0])
     graph.remove(norm, safe=True)
@@ -142,12 +143,3 @@ def _write(graph: ir.Graph, linear: ir.Node, weight: np.ndarray, mapped: Affine)
 def _fits(data: np.ndarray, dtype: np.dtype[Any]) -> bool:
     with np.errstate(over="ignore"):
         return bool(np.array_equal(np.isfinite(data), np.isfinite(data.astype(dtype).astype(np.float64))))
-
-
-def _take_over_output(graph: ir.Graph, linear: ir.Node, out: ir.Value) -> None:
-    """Let ``linear`` write the graph output that the removed node wrote; its name and shape stay as declared."""
-    own = linear.outputs[0]
-    name, shape, kind = out.name, out.shape, out.type
-    out.replace_all_uses_with(own, replace_graph_outputs=True)
-    out.name = None
-    own.name, own.shape, own.type = name, shape, kind

@@ -39,3 +39,15 @@ def free_name(stem: str, taken: set[str]) -> str:
     name = next(n for i in itertools.count() if (n := f"{stem}_{i}" if i else stem) not in taken)
     taken.add(name)
     return name
+
+
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let ``new`` be what ``old`` was: its name, its type, and every use of it, graph outputs included."""
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = None
+    new.name, new.shape, new.type, new.doc_string = name, shape, kind, old.doc_string
+    new.metadata_props.clear()
+    new.metadata_props.update(old.metadata_props)
+    new.meta.clear()
+    new.meta.update(old.meta)

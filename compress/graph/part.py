@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 from onnxprune.graph import cleanup, constants
 from onnxprune.graph.gs import from_gs, to_gs
-from onnxprune.graph.names import free_name, value_names
+from onnxprune.graph.names import free_name, take_over, value_names
 from onnxprune.graph.shapes import refresh_shapes
 
 
@@ -46,7 +46,7 @@ class Part:
         for value in ends[0]:
             value.replace_all_uses_with(values[str(value.name)])
         for value in ends[1]:
-            _take_over(values[str(value.name)], value)
+            take_over(values[str(value.name)], value)
         for node in old:
             for inner in _with_bodies(node):
                 for place in range(len(inner.inputs)):
@@ -240,15 +240,3 @@ def _taken_nodes(graph: ir.Graph) -> list[ir.Node]:
     nodes = list(graph)
     graph.remove(nodes)
     return nodes
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Let ``new`` be what ``old`` was: its name, its type, and every use of it, graph outputs included."""
-    name, shape, kind = old.name, old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name = None
-    new.name, new.shape, new.type, new.doc_string = name, shape, kind, old.doc_string
-    new.metadata_props.clear()
-    new.metadata_props.update(old.metadata_props)
-    new.meta.clear()
-    new.meta.update(old.meta)

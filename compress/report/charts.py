@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxprune.report.figures import percent
+from onnxprune.report.grids import accuracy_ends
 from onnxprune.report.report import Report, Step
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ def interval_chart(report: Report) -> str | None:
 
 
 def _intervals(report: Report) -> list[tuple[str, float, float, float]]:
-    from onnxprune.evaluate.intervals import clopper_pearson
-
     agreement, accuracy = report.agreement, report.accuracy
     if agreement is None:
         return []
@@ -58,8 +57,7 @@ def _intervals(report: Report) -> list[tuple[str, float, float, float]]:
         rows.append(("top-1 still in top-5", agreement.top5.rate, agreement.top5.low, agreement.top5.high))
     if accuracy is not None:
         for name, share in (("accuracy before", accuracy.original), ("accuracy after", accuracy.compressed)):
-            hits = round(share * agreement.examples)
-            rows.append((name, share, *clopper_pearson(hits, agreement.examples, agreement.top1.confidence)))
+            rows.append((name, share, *accuracy_ends(share, agreement.examples, agreement.top1.confidence)))
     return rows
 
 

@@ -51,11 +51,16 @@ def agreement_grid(agreement: Agreement) -> Grid:
     return Grid(("agreement", "rate", level), rows)
 
 
+def accuracy_ends(share: float, examples: int, confidence: float) -> tuple[float, float]:
+    """Return the two-sided interval of an accuracy, of which the report holds the share alone."""
+    return clopper_pearson(round(share * examples), examples, confidence)
+
+
 def accuracy_grid(accuracy: Accuracy, examples: int, confidence: float) -> Grid:
     """Return both models' accuracy with intervals, top-5 and loss, and the change with its p-value."""
     rows = []
     for name, share in (("original", accuracy.original), ("compressed", accuracy.compressed)):
-        ends = clopper_pearson(round(share * examples), examples, confidence)
+        ends = accuracy_ends(share, examples, confidence)
         rows.append((f"{name} top-1", percent(share), interval(*ends)))
     # The sign is the reader's: a drop of 0.3 points is a change of -0.3.
     rows.append(("change", points(-accuracy.drop), f"p = {accuracy.mcnemar_p:.3g} (McNemar)"))

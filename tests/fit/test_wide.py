@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.fit import wide
+from onnxprune.fit import solve, wide
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.solve import refit
 from onnxprune.fit.wide import Wide
@@ -84,3 +84,16 @@ def test_numbers_that_are_not_finite_are_seen() -> None:
     a, y = rows()
     a[3, 3] = np.inf
     assert not filled(a, y, batch=100).finite()
+
+
+def test_no_gram_matrix_of_more_channels_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 25,088 channels, as a VGG's first classifier layer has at 224 x 224, would be 5 GB.
+    monkeypatch.setattr(solve, "FEATURES", 79)
+    monkeypatch.setattr(Wide, "channel_gram", lambda self, taps: pytest.fail(f"a Gram matrix was asked for: {taps}"))
+    a, y = rows()
+    keep = np.ones((1, 80), dtype=bool)
+    keep[0, ::4] = False
+    matrix = np.random.default_rng(4).standard_normal((1, 80, 5)) * 0.1
+    done = refit(filled(a, y), matrix, np.zeros(5), keep, taps=1, ridge=1e-4)
+    assert not done.matrix[0][~keep[0]].any()
+    assert done.fitted < done.folded
