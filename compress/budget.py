@@ -78,6 +78,22 @@ def parse_target(text: str) -> Target:
     return Target(name, value)
 
 
+def parse_targets(text: str) -> list[Target]:
+    """Read one size at several fractions, such as ``flops=0.9,0.7,0.5``, in the order given.
+
+    Raises:
+        OptionError: as :func:`parse_target`, or a fraction stands there twice.
+    """
+    name, equals, numbers = text.partition("=")
+    if not equals:
+        return [parse_target(text)]
+    found = [parse_target(f"{name}={number}") for number in numbers.split(",")]
+    twice = next((target for place, target in enumerate(found) if target in found[:place]), None)
+    if twice is not None:
+        raise OptionError(f"target {text!r} names {twice} twice")
+    return found
+
+
 def check_share(option: str, wanted: float, *, example: float) -> None:
     """Refuse a gate's figure that is no share, so that a run can say so before it starts.
 

@@ -131,8 +131,8 @@ class Planner(Protocol):
 class Searcher(Protocol):
     """A pass that can be tried at many sizes: what all of them share is worked out once."""
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return a function from a size, in the currency of ``default_size``, to what the pass with it would do."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Any], StepResult]:
+        """Return a function from this pass with any size, all else the same, to what that one would do."""
 
 
 @dataclass(frozen=True)

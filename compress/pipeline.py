@@ -67,19 +67,32 @@ def run(model: ir.Model, passes: Sequence[Pass], settings: Run, treat: Treat = a
     current = model
     for item in passes:
         start = time.perf_counter()
-        if "calibration" in item.needs and settings.calibration is not None:
-            require_runnable(item.name, current)
-        context = _context(item, current, model, original_cost, settings)
-        ran, result = treat(item, current, context)
-        io.check(result.model)
+        ran, result = treat(item, current, context_for(item, current, model, original_cost, settings))
+        steps.append(taken(ran, result, settings, start))
         current = result.model
-        seconds = time.perf_counter() - start
-        cost = measure(current, settings.inputs)
-        steps.append(Step(ran, seconds, result, cost, tuple(unknown_operators(current))))
     return current, steps
 
 
-def _context(item: Pass, current: ir.Model, original: ir.Model, cost: Cost, settings: Run) -> Context:
+def taken(item: Pass, result: StepResult, settings: Run, start: float) -> Step:
+    """Return the record of a pass that began at ``start`` on the clock ``time.perf_counter``, its result checked.
+
+    Raises:
+        BackendError: The rewritten model does not pass the checker.
+    """
+    io.check(result.model)
+    seconds = time.perf_counter() - start
+    cost = measure(result.model, settings.inputs)
+    return Step(item, seconds, result, cost, tuple(unknown_operators(result.model)))
+
+
+def context_for(item: Pass, current: ir.Model, original: ir.Model, cost: Cost, settings: Run) -> Context:
+    """Return what a pass works with on ``current``, the statistics that it wants included.
+
+    Raises:
+        DataError, ModelError, BackendError: as :func:`run`.
+    """
+    if "calibration" in item.needs and settings.calibration is not None:
+        require_runnable(item.name, current)
     progress = settings.progress or silent
 
     def gather(model: ir.Model, observers: Mapping[Tap, Observer]) -> Mapping[Tap, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -82,10 +82,10 @@ class Auto:
         pairer = self._pairer(model, context)
         return refitted(self, pairer, context, pairer.shared)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a fraction of the FLOPs; data is surveyed once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Auto], StepResult]:
+        """Return what :meth:`apply` of this pass with a size gives; data is surveyed once."""
         pairer = self._pairer(model, context)
-        return lambda value: refitted(replace(self, flops=value), pairer, context, pairer.shared)
+        return lambda sized: refitted(sized, pairer, context, pairer.shared)
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return what could change; with examples at hand, what the budget would do and the agreement to expect."""

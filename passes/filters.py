@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,11 +98,11 @@ class Filters:
         scored = self._scored(model, context)
         return self._cut(scored, scored.analysis, context)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a fraction of the FLOPs; the scores are worked out once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Filters], StepResult]:
+        """Return what :meth:`apply` of this pass with a size gives; the scores are worked out once."""
         scored = self._scored(model, context)
         # Cutting rewrites the analysed model, so that every size starts from a fresh one.
-        return lambda flops: replace(self, flops=flops)._cut(scored, spaces.analyse(prepare(model)), context)
+        return lambda sized: sized._cut(scored, spaces.analyse(prepare(model)), context)
 
     def _chosen(self, analysis: Analysis, context: Context) -> tuple[list[ChannelSpace], dict[str, str]]:
         """Return the spaces to cut, and why others are left alone; with a refit, those whose readers take one."""

@@ -164,14 +164,12 @@ class Id:
             return self._folded(model, context)
         return self._refitted(self._cutter(model, context), Sizing.of(self), context)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return a function from a FLOPs fraction to what this pass with that size gives; data is surveyed once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Id], StepResult]:
+        """Return a function from this pass with a size to what that one gives; data is surveyed once."""
         if self._published or self.mode == "iditer":
-            return lambda value: replace(self, flops=value).apply(model, context)
+            return lambda sized: sized.apply(model, context)
         cutter = self._cutter(model, context)
-        return lambda value: replace(self, flops=value)._refitted(
-            cutter, Sizing.of(replace(self, flops=value)), context
-        )
+        return lambda sized: sized._refitted(cutter, Sizing.of(sized), context)
 
     def _cutter(self, model: ir.Model, context: Context) -> Cutter:
         if context.examples is None and self.keep != 1.0:

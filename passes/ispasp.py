@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,11 +119,11 @@ class Ispasp:
         known = self._known(model, context)
         return self._cut(known, known.analysis, context)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a fraction of the FLOPs; statistics of the dense model are taken once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Ispasp], StepResult]:
+        """Return what :meth:`apply` of this pass with a size gives; statistics of the dense model are taken once."""
         known = self._known(model, context)
         # Cutting rewrites the analysed model, so that every size starts from a fresh one.
-        return lambda flops: replace(self, flops=flops)._cut(known, spaces.analyse(prepare(model)), context)
+        return lambda sized: sized._cut(known, spaces.analyse(prepare(model)), context)
 
     def _readers(
         self, analysis: Analysis, inputs: Mapping[str, tuple[int, ...]]

@@ -107,16 +107,15 @@ class LRank:
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with pairs; ranks are in ``numbers["pairs"]``."""
-        return self.prepared(model, context)(None)
+        return self.prepared(model, context)(self)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float | None], StepResult]:
-        """Return what the pass does at a fraction of the FLOPs (None: at its own size); data is surveyed once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[LRank], StepResult]:
+        """Return a function from this pass with a size to what that one gives; data is surveyed once."""
         fit = Fit(self.reconstruct == "asymmetric", self.ridge, rounds=self.rectify)
         able, said = (None, ()) if self.reconstruct == "none" else usable(self.name, fit, model, context)
         pairer = None if able is None else pairer_of(model, context, able, self._selection, self._kinds)
 
-        def made(value: float | None) -> StepResult:
-            item = self if value is None else replace(self, flops=value)
+        def made(item: LRank) -> StepResult:
             if pairer is not None:
                 return refitted(item, pairer, context, lambda sizing: item._choice(pairer, sizing))
             result = factored(item, model, context, self._selection, self._kinds, self._score, _truncate)

@@ -109,10 +109,10 @@ class Magnitude:
         """
         return self._run(lifted(model), context)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float], StepResult]:
-        """Return what :meth:`apply` gives for a sparsity; stages on the way are shared."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Magnitude], StepResult]:
+        """Return what :meth:`apply` of this pass with a size gives; stages on the way are shared."""
         source, made = lifted(model), dict[float, ir.Model]()
-        return lambda sparsity: replace(self, sparsity=sparsity)._run(source, context, made)
+        return lambda sized: sized._run(source, context, made)
 
     @property
     def _selection(self) -> Selection:

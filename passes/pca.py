@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -136,15 +136,14 @@ class Pca:
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with pairs; ranks are in ``numbers["pairs"]``."""
-        return self.prepared(model, context)(None)
+        return self.prepared(model, context)(self)
 
-    def prepared(self, model: ir.Model, context: Context) -> Callable[[float | None], StepResult]:
-        """Return what the pass does at a fraction of the FLOPs (None: at its own size); data is surveyed once."""
+    def prepared(self, model: ir.Model, context: Context) -> Callable[[Pca], StepResult]:
+        """Return a function from this pass with a size to what that one gives; data is surveyed once."""
         seen = _Seen(context)
         pairer = None if self.reconstruct == "none" else self._pairer(model, context)
 
-        def made(value: float | None) -> StepResult:
-            item = self if value is None else replace(self, flops=value)
+        def made(item: Pca) -> StepResult:
             if pairer is not None:
                 return refitted(item, pairer, context, lambda sizing: item._choice(pairer, sizing))
             write = seen.weighted if self.weighting == "relu" else seen.write

@@ -10,8 +10,10 @@ from onnxprune.api.options import Gates, Options
 from onnxprune.api.receiving import Stream, open_stream
 from onnxprune.api.replaying import replay
 from onnxprune.api.sizing import size_table
+from onnxprune.api.sweeping import sweep
 from onnxprune.report.bench import BenchResult
 from onnxprune.report.sizes import SizeTable
+from onnxprune.report.sweep import Sweep
 
 __all__ = [
     "BenchResult",
@@ -23,6 +25,7 @@ __all__ = [
     "Result",
     "SizeTable",
     "Stream",
+    "Sweep",
     "bench",
     "compare",
     "compress",
@@ -32,4 +35,5 @@ __all__ = [
     "open_stream",
     "replay",
     "size_table",
+    "sweep",
 ]

@@ -12,18 +12,18 @@ import onnx_ir as ir
 from onnxprune import pipeline, recipe
 from onnxprune.api import provenance
 from onnxprune.api.judging import after_every_step, runnable
-from onnxprune.api.opening import ModelLike, input_shapes, open_model, open_runtime, open_split, task
+from onnxprune.api.opening import ModelLike, task
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.ordering import undone
-from onnxprune.api.provenance import Calibration, Draw, Record, Repeated
+from onnxprune.api.provenance import Record, Repeated
 from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
 from onnxprune.api.searching import LOOKS, open_search, searches
-from onnxprune.budget import Target, parse_target
-from onnxprune.contract import Pass, takes_calibration
-from onnxprune.data import DataLike, Examples, Fingerprint, Split
-from onnxprune.errors import DataError
-from onnxprune.evaluate.intervals import check_confidence
-from onnxprune.evaluate.streaming import fingerprint_of, judge
+from onnxprune.api.sources import Opened, Sources, open_run
+from onnxprune.budget import Gate, Target, parse_target
+from onnxprune.contract import Pass
+from onnxprune.data import DataLike
+from onnxprune.evaluate.evidence import Rate
+from onnxprune.evaluate.streaming import Decided, Judged, Recorded, judge
 from onnxprune.graph import io, sparse
 from onnxprune.graph.cost import measure
 from onnxprune.report import report as schema
@@ -129,15 +129,6 @@ def compress(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the examples come from."""
-
-    data: DataLike | None = None
-    calib: DataLike | None = None
-    eval: DataLike | None = None
-
-
 def run(
     model: ModelLike,
     items: Sequence[Pass],
@@ -155,69 +146,88 @@ def run(
     Raises:
         OptionError, ModelError, DataError, BackendError: as their docstrings say.
     """
-    check_confidence(chosen.confidence)
-    loaded = open_model(model, chosen)
-    if again is not None:
-        again.check_source(loaded.facts)
-    settings, notices = open_runtime(chosen)
-    choosing = searches(items, targeted=targeted)
-    split = open_split(loaded, chosen, sources.data, sources.calib, sources.eval, choosing=choosing)
-    calibration = split.calibration if any(takes_calibration(item) for item in items) else None
-    shapes = input_shapes(calibration or split.evaluation)
-    if split.evaluation is None:
-        raise DataError("there are no examples to evaluate on; give --data or --eval")
-    calibrated = None if calibration is None else (calibration, fingerprint_of(calibration))
-    if again is not None:
-        again.check_calibration(calibrated)
-    search = open_search(items, loaded.model, split, settings, chosen, asked, targeted=targeted)
-    way = pipeline.Run(calibration, settings, chosen.seed, shapes, search.progress)
+    opened = open_run(model, items, sources, chosen, choosing=searches(items, targeted=targeted), again=again)
+    loaded, settings = opened.loaded, opened.settings
+    search = open_search(items, loaded.model, opened.split, settings, chosen, asked, targeted=targeted)
+    way = pipeline.Run(opened.calibration, settings, chosen.seed, opened.inputs, search.progress)
     looks: list[str] = []
     for look in range(len(LOOKS)):
         search.begin(look)
-        result, steps = pipeline.run(loaded.model, items, way, search.treat)
-        last, unjudged = runnable(loaded.model, steps)
-        with task(chosen, "evaluation", split.evaluation.count) as advance:
-            judged = judge(
-                loaded.model, last, split.evaluation, settings,
-                confidence=chosen.confidence, classes=loaded.classes, advance=advance,
-            )  # fmt: skip
+        _, steps = pipeline.run(loaded.model, items, way, search.treat)
+        judged, unjudged = judged_last(opened, steps, chosen)
         why = search.another(asked, judged.evidence)
         if why is None:
             break
         looks.append(why)
-    rates = after_every_step(loaded.model, steps, judged.evidence, split.evaluation, settings, chosen)
-    sides, overlap = data_used(calibrated, split.evaluation, judged.fingerprint, search.decided)
-    before = measure(loaded.model, shapes)
+    rates = after_every_step(loaded.model, steps, judged.evidence, opened.evaluation, settings, chosen)
     verdicts = (*([] if again else size_gates(steps)), *judge_gates(asked, judged.evidence, search.risk_confidence))
+    before = (*unjudged, *(again.remarks if again else ()))
+    after = (*undone(measure(loaded.model, opened.inputs), steps, rates), *search.shortfall(asked, judged.evidence))
+    result = finished(
+        opened, steps, judged, chosen, rates=rates, gates=verdicts, decided=search.decided,
+        before=before, between=(*search.warnings, *looks), after=after,
+    )  # fmt: skip
+    return result if again is None else replace(result, made=again.made)
+
+
+def judged_last(
+    opened: Opened, steps: Sequence[pipeline.Step], chosen: Options, recorded: Recorded | None = None
+) -> tuple[Judged, tuple[str, ...]]:
+    """Judge the last model that ONNX Runtime can run; return warnings where that is not the last of all besides."""
+    last, unjudged = runnable(opened.loaded.model, steps)
+    with task(chosen, "evaluation", opened.evaluation.count) as advance:
+        judged = judge(
+            opened.loaded.model, last, opened.evaluation, opened.settings, confidence=chosen.confidence,
+            classes=opened.loaded.classes, advance=advance, recorded=recorded,
+        )  # fmt: skip
+    return judged, unjudged
+
+
+def finished(
+    opened: Opened,
+    steps: Sequence[pipeline.Step],
+    judged: Judged,
+    chosen: Options,
+    *,
+    rates: Sequence[Rate | None],
+    gates: Sequence[Gate] = (),
+    decided: Decided | None = None,
+    before: Sequence[str] = (),
+    between: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> Result:
+    """Return the model of the last step with its provenance, and the report on it.
+
+    Args:
+        opened: what the run worked on.
+        steps: the passes that ran.
+        judged: what the examples showed of the last model.
+        chosen: the options of the run.
+        rates: the agreement after every step, where it is told.
+        gates: what had to hold, judged.
+        decided: what a search went by.
+        before: warnings that stand first.
+        between: warnings about a search, in front of those of the passes.
+        after: warnings behind those of the passes.
+    """
+    loaded, result = opened.loaded, steps[-1].result.model
+    sides, overlap = data_used(opened.calibrated, opened.evaluation, judged.fingerprint, decided)
     warnings = (
-        *unjudged,
-        *(again.remarks if again else ()),
-        *notices,
-        *split.warnings,
-        *search.warnings,
-        *looks,
+        *before,
+        *opened.notices,
+        *opened.split.warnings,
+        *between,
         *(w for s in steps for w in s.result.warnings),
-        *undone(before, steps, rates),
-        *search.shortfall(asked, judged.evidence),
+        *after,
         *overlap,
         *judged.evidence.warnings,
     )
     text = recipe.canonical(done.item for done in steps)
     report = build_report(
         loaded, judged, chosen, warnings,
-        recipe=text, steps=tuple(step(*each) for each in zip(steps, rates, strict=True)), gates=verdicts, data=sides,
-        cost=cost_between(before, steps[-1].cost),
+        recipe=text, steps=tuple(step(*each) for each in zip(steps, rates, strict=True)), gates=tuple(gates),
+        data=sides, cost=cost_between(measure(loaded.model, opened.inputs), steps[-1].cost),
     )  # fmt: skip
-    record = Record(text, loaded.facts.sha256, chosen.seed, _calibration(calibrated, split, chosen))
+    record = Record(text, loaded.facts.sha256, chosen.seed, opened.calibration_record(chosen))
     provenance.write(result, loaded.model.metadata_props, record)
-    pictures = Pictures(split.evaluation, loaded.preprocess)
-    return Result(result, report, None if again is None else again.made, pictures)
-
-
-def _calibration(used: tuple[Examples, Fingerprint] | None, split: Split, options: Options) -> Calibration | None:
-    if used is None:
-        return None
-    examples, fingerprint = used
-    sources, drawn = (2, examples.count) if split.drawn is None else (1, split.drawn)
-    draw = Draw(sources, drawn, tuple(options.drop_classes), options.batch_size)
-    return Calibration(fingerprint.hexdigest(), examples.count, draw)
+    return Result(result, report, None, Pictures(opened.evaluation, loaded.preprocess))

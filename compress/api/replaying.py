@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from onnxprune import recipe
 from onnxprune.api import provenance
-from onnxprune.api.compressing import Result, Sources, run
+from onnxprune.api.compressing import Result, run
 from onnxprune.api.opening import ModelLike
 from onnxprune.api.options import Gates, Options
+from onnxprune.api.sources import Sources
 from onnxprune.contract import Pass
 from onnxprune.data import DataLike
 from onnxprune.errors import ModelError, OptionError

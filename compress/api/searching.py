@@ -83,7 +83,10 @@ class Search:
         trials = self._first if place == 0 else None
         if trials is None:
             name = cast("Any", item).default_size[0]
-            trials = Trials(name, item.prepared(model, context), self.decided, self.settings, self.confidence)
+            made = item.prepared(model, context)
+            trials = Trials(
+                name, lambda size: made(recipe.sized(item, size)), self.decided, self.settings, self.confidence
+            )
         if place == 0:
             self._first = trials
         with self._bar(f"{item.name}: searching") as advance:

@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "encode": "a whole model as one .surp file, in a code whose every prefix is a model",
     "decode": "a model out of a .surp file, or out of its begin",
     "bench": "latency of models side by side, with intervals, and what it means",
+    "sweep": "recipes at many sizes, side by side",
     "explain": "how a model was made, out of its own metadata",
     "inspect": "layers, parameters, FLOPs and channel spaces of a model",
     "passes": "list the passes, or the options of one",

@@ -106,8 +106,9 @@ def command(
     from onnxprune.cli.shared import check_reports
     from onnxprune.codec.law import Law, Stop
     from onnxprune.errors import OptionError
+    from onnxprune.report.plots import check_plot_path
     from onnxprune.report.sizes import FORMS as SIZE_FORMS
-    from onnxprune.report.sizes import check_plot_path, write_plot, write_sizes
+    from onnxprune.report.sizes import write_plot, write_sizes
 
     fed = any(source is not None for source in (data, calib, judged))
     check_reports(reports, SIZE_FORMS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,38 @@ class Judged:
     providers: tuple[str, ...]
 
 
+@dataclass(eq=False)
+class Recorded:
+    """The original's outputs over all examples, batch by batch, kept for the models that come after the first.
+
+    Nothing is kept beyond ``limit`` bytes: the original is run again then.
+    """
+
+    limit: int = 512 * 2**20
+    batches: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    whole: bool = False
+    _bytes: int = 0
+
+    def of(self, place: int, run: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """Return the outputs of a batch, run where they are not known."""
+        if self.whole:
+            return self.batches[place]
+        outputs = run()
+        if place == 0:
+            self.batches.clear()
+            self._bytes = 0
+        self._bytes += sum(array.nbytes for array in outputs.values())
+        if self._bytes <= self.limit:
+            self.batches.append(outputs)
+        else:
+            self.batches.clear()
+        return outputs
+
+    def ended(self, batches: int) -> None:
+        """Say that all batches were seen."""
+        self.whole = self.whole or len(self.batches) == batches
+
+
 def judge(
     original: ir.Model,
     compressed: ir.Model,
@@ -42,25 +75,31 @@ def judge(
     confidence: float = 0.95,
     classes: Sequence[str] | None = None,
     advance: Advance | None = None,
+    recorded: Recorded | None = None,
 ) -> Judged:
     """Run both models on the same batches and compare; time them on one example, in turn.
+
+    ``recorded`` is given where several models are judged against one original on the same examples.
 
     Raises:
         DataError: Examples or labels are broken.
         BackendError: ONNX Runtime failed on one of the models.
     """
-    comparison, fingerprint = Comparison(confidence, classes), Fingerprint(keep=True)
+    comparison, fingerprint, seen = Comparison(confidence, classes), Fingerprint(keep=True), recorded or Recorded(0)
     with (
         open_session(original, settings, label="the original model") as first,
         open_session(compressed, settings, label="the compressed model") as second,
     ):
+        count = 0
         for batch in examples.batches(batch_for(first, settings)):
             fingerprint.update(batch.arrays)
-            outputs = first.run(batch.arrays), second.run(batch.arrays)
+            outputs = seen.of(count, functools.partial(first.run, batch.arrays)), second.run(batch.arrays)
+            count += 1
             rows = batch.rows if examples.origin is None else examples.origin[batch.rows]
             comparison.update(*outputs, batch.labels, examples=len(batch.rows), rows=rows)
             if advance is not None:
                 advance(len(batch.rows))
+        seen.ended(count)
         feeds = next(examples.batches(1)).arrays
         times = measure([first, second], feeds, confidence=confidence)
         return Judged(comparison.result(), fingerprint, (times[0], times[1]), second.providers)

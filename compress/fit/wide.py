@@ -57,7 +57,7 @@ class Wide:
 
     def residual(self, matrix: np.ndarray) -> np.ndarray:
         """Return the targets less what a matrix [F + 1, O] (the constant's row last) computes, float64 [rows, O]."""
-        result = self.targets - matrix[-1]
+        result = np.asarray(self.targets - matrix[-1])
         for start in range(0, self.rows, _BLOCK):
             result[start : start + _BLOCK] -= self.matrix[start : start + _BLOCK].astype(np.float64) @ matrix[:-1]
         return result

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io as streams
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.evidence import Rate
@@ -17,6 +16,7 @@ from onnxprune.report.figures import interval, number, percent
 from onnxprune.report.grids import Grid
 from onnxprune.report.markdown import code_text, grid_text
 from onnxprune.report.plain import to_plain
+from onnxprune.report.plots import check_plot_path, write_svg
 from onnxprune.report.write import check_report_path
 
 FORMS = (".json", ".md")
@@ -136,20 +136,6 @@ def write_sizes(table: SizeTable, path: str | os.PathLike[str]) -> None:
         file.write(text.encode())
 
 
-def check_plot_path(path: str | os.PathLike[str]) -> Path:
-    """Refuse a path that no plot can be written to.
-
-    Raises:
-        OptionError: It does not end in .svg, or its folder is missing or not writable.
-    """
-    target = Path(path)
-    if target.suffix.lower() != ".svg":
-        raise OptionError(f"plot '{target}' is not accepted; give a path that ends in .svg")
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OptionError(f"plot '{target}' cannot be written: it is a folder, or its own is missing or not writable")
-    return target
-
-
 def write_plot(table: SizeTable, path: str | os.PathLike[str]) -> None:
     """Draw agreement against bytes as SVG; the same table gives the same file.
 
@@ -160,33 +146,22 @@ def write_plot(table: SizeTable, path: str | os.PathLike[str]) -> None:
     target = check_plot_path(path)
     if not any(row.agreement is not None for row in table.rows):
         raise OptionError("a plot shows agreement, which takes examples; give --data")
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "onnxprune", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for kind, label in ((CODED, ".surp"), (OWN, ".surp, own values")):
-            rows = sorted((row for row in table.rows if row.kind == kind), key=lambda row: row.bytes)
-            _draw(axes, rows, label, line=True)
-        for row in table.rows:
-            if row.kind not in (CODED, OWN):
-                _draw(axes, [row], row.name, line=False)
-        axes.set(xscale="log", xlabel="bytes", ylabel="agreement", title=Path(table.path).name.replace("$", r"\$"))
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-        drawn = streams.StringIO()
-        figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    # The document type names an address that some readers would look up.
-    text = re.sub(r"<!DOCTYPE.*?>\s*", "", drawn.getvalue(), count=1, flags=re.DOTALL)
-    with io.replaced(target) as file:
-        file.write(text.encode())
+    write_svg(target, (7, 4.5), lambda figure: _figure(figure.add_subplot(), table))
 
 
-def _draw(axes: object, rows: Sequence[SizeRow], label: str, *, line: bool) -> None:
-    from matplotlib.axes import Axes
+def _figure(axes: Any, table: SizeTable) -> None:
+    for kind, label in ((CODED, ".surp"), (OWN, ".surp, own values")):
+        rows = sorted((row for row in table.rows if row.kind == kind), key=lambda row: row.bytes)
+        _draw(axes, rows, label, line=True)
+    for row in table.rows:
+        if row.kind not in (CODED, OWN):
+            _draw(axes, [row], row.name, line=False)
+    axes.set(xscale="log", xlabel="bytes", ylabel="agreement", title=Path(table.path).name)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
 
-    assert isinstance(axes, Axes)
+
+def _draw(axes: Any, rows: Sequence[SizeRow], label: str, *, line: bool) -> None:
     points = [(row.bytes, row.agreement) for row in rows if row.agreement is not None]
     if not points:
         return

@@ -67,7 +67,8 @@ def test_what_is_prepared_gives_what_explicit_sizes_give(
     context = Context(model, measure(model), {}, seed=0)
     attempt = Filters(**options).prepared(model, context)
     for flops in (0.5, 1.0, 0.01, 0.8, 0.5):
-        found, wanted = attempt(flops), Filters(flops=flops, **options).apply(model, context)
+        sized = Filters(flops=flops, **options)
+        found, wanted = attempt(sized), sized.apply(model, context)
         assert written(found.model) == written(wanted.model)
         assert replace(found, model=model) == replace(wanted, model=model)
     assert written(model) == before
@@ -168,7 +169,7 @@ def test_prepared_sizes_share_one_cutter(conv_net: Callable[..., onnx.ModelProto
 
     class Tried(Filters):
         def apply(self, model: ir.Model, context: Context) -> Any:
-            found.append(self.prepared(model, context)(0.5))
+            found.append(replace(self, flops=None).prepared(model, context)(self))
             return super().apply(model, context)
 
     apply(conv_net(2), [Tried(flops=0.5, reconstruct="asymmetric")], data)

@@ -227,7 +227,8 @@ def test_what_is_prepared_gives_what_explicit_sizes_give(net: Any, images: Any, 
     before = written(model)
     attempt = Ispasp(**options).prepared(model, context)
     for flops in (0.6, 1.0, 0.01, 0.6):
-        found, wanted = attempt(flops), Ispasp(flops=flops, **options).apply(model, context)
+        sized = Ispasp(flops=flops, **options)
+        found, wanted = attempt(sized), sized.apply(model, context)
         assert written(found.model) == written(wanted.model)
         assert replace(found, model=model) == replace(wanted, model=model)
     assert written(model) == before

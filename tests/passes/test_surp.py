@@ -114,7 +114,8 @@ def test_what_is_prepared_gives_what_explicit_sizes_give(
     context = Context(model, measure(model), {}, seed=5)
     attempt = Surp(**options).prepared(model, context)
     for sparsity in (0.5, 0.9, 0.0, 0.25, 0.9):
-        found, wanted = attempt(sparsity), Surp(sparsity=sparsity, **options).apply(model, context)
+        sized = Surp(sparsity=sparsity, **options)
+        found, wanted = attempt(sized), sized.apply(model, context)
         assert written(found.model) == written(wanted.model)
         assert replace(found, model=model) == replace(wanted, model=model)
     assert written(model) == before

@@ -88,7 +88,8 @@ def test_trials_share_their_stages(conv_net: Net, weights: Any) -> None:
     context = Context(model, measure(model, shapes), shapes, 0, examples=examples)
     attempt = Surp(values="refit").prepared(model, context)
     for sparsity in (0.8, 0.5, 0.7):
-        one, other = attempt(sparsity), Surp(sparsity=sparsity, values="refit").apply(model, context)
+        sized = Surp(sparsity=sparsity, values="refit")
+        one, other = attempt(sized), sized.apply(model, context)
         assert all(np.array_equal(weights(one.model)[n], weights(other.model)[n]) for n in weights(other.model))
         assert one.numbers == other.numbers
 

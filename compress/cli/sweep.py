@@ -1,0 +1,114 @@
+"""``onnxprune sweep``: recipes at many sizes, side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxprune.cli.shared import DATA_HELP, check_reports, make_options, run_options
+
+if TYPE_CHECKING:
+    from onnxprune.report.sweep import Sweep
+
+
+@click.command(
+    "sweep",
+    epilog="""\b
+Examples:
+  onnxprune sweep id --in model.onnx --target flops=0.9,0.7,0.5 --data images.npz
+  onnxprune sweep id pca auto --in model.onnx --target flops=0.9,0.75,0.5 \\
+      --calib train.zip --eval test.zip --plot curves.svg --report sweep.json --out models/
+
+What sizes have in common (examples, statistics, measured sensitivity, steps before the one that takes the size) is
+worked out once. Exit status: 0 done, 1 a size was not reached, 2 usage, 3 unusable model or data, 4 runtime,
+130 interrupted.
+""",
+)
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option("--in", "source", required=True, metavar="M.onnx", help="the model to compress")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="SIZE=F,F,...",
+    help="sizes for the pass that names none, such as flops=0.9,0.7,0.5 (repeatable)",
+)
+@click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}")
+@click.option("--calib", metavar="D", help="calibration examples (labels are never read)")
+@click.option("--eval", "judged", metavar="D", help="evaluation examples")
+@click.option(
+    "--calib-examples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="calibrate on N examples  [default: at most 1000]",
+)
+@click.option("--out", "folder", metavar="DIR", help="write every model into this folder, which exists")
+@click.option("--force", is_flag=True, help="overwrite models in --out")
+@click.option("--plot", metavar="F.svg", help="draw agreement against FLOPs, bytes and latency")
+@click.option("--report", "reports", multiple=True, metavar="FILE", help="write the table as .json or .md (repeatable)")
+@click.option("--json", "as_json", is_flag=True, help="print the table as JSON on stdout")
+@run_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    recipes: tuple[str, ...],
+    source: str,
+    targets: tuple[str, ...],
+    data: str | None,
+    calib: str | None,
+    judged: str | None,
+    calib_examples: int | None,
+    folder: str | None,
+    force: bool,
+    plot: str | None,
+    reports: tuple[str, ...],
+    as_json: bool,
+    **run: object,
+) -> None:
+    """Run each RECIPE at every size and print what it keeps, costs and takes."""
+    from onnxprune.api.sweeping import sweep
+    from onnxprune.budget import parse_targets
+    from onnxprune.report.plots import check_plot_path
+    from onnxprune.report.sweep import FORMS, write_sweep, write_sweep_plot
+
+    check_reports(reports, FORMS)
+    if plot is not None:
+        check_plot_path(plot)
+    wanted = [target for text in targets for target in parse_targets(text)]
+    options = make_options(calib_examples=calib_examples, **run)
+    found = sweep(
+        source, recipes, wanted, data=data, calib=calib, eval=judged, folder=folder, force=force, options=options
+    )
+    for path in reports:
+        write_sweep(found, path)
+        click.echo(f"wrote {path}", err=True)
+    if plot is not None:
+        write_sweep_plot(found, plot)
+        click.echo(f"wrote {plot}", err=True)
+    _show(found, as_json=as_json)
+    if not found.met:
+        ctx.exit(1)
+
+
+def _show(found: Sweep, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(found.to_json(), nl=False)
+        return
+    from rich.console import Console
+
+    from onnxprune.report.sweep import brief_grid
+    from onnxprune.report.table import say, show_grid
+
+    console = Console()
+    for recipe in dict.fromkeys(point.recipe for point in found.points):
+        console.print()
+        say(console, recipe, "bold")
+        show_grid(console, brief_grid([point for point in found.points if point.recipe == recipe]))
+    console.print()
+    if not found.met:
+        say(console, "! size not reached", "red")
+    for warning in found.warnings:
+        say(console, f"warning: {warning}", "yellow")

@@ -1,0 +1,213 @@
+"""A sweep: what a model keeps and costs at many sizes; as a table, JSON, Markdown and a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from onnxprune.budget import Target
+from onnxprune.errors import OptionError
+from onnxprune.evaluate.evidence import Rate
+from onnxprune.graph import io
+from onnxprune.report.figures import interval, number, percent, points
+from onnxprune.report.grids import Grid
+from onnxprune.report.markdown import code_text, grid_text
+from onnxprune.report.plain import to_plain
+from onnxprune.report.plots import check_plot_path, write_svg
+from onnxprune.report.report import DataUsed, Report, Source
+from onnxprune.report.write import check_report_path
+
+FORMS = (".json", ".md")
+"""The suffixes that a sweep can be written with."""
+
+SCHEMA: Final = "onnxprune.sweep/1"
+_AXES = (("flops", "FLOPs"), ("bytes", "weight bytes"), ("latency", "latency"))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe at one size.
+
+    ``flops``, ``params``, ``bytes`` and ``latency`` are ratios to the source, None where not known (``latency_low``,
+    ``latency_high``: the ends of its interval). ``agreement`` is None without class scores, ``rel_l2`` the relative
+    error of the output that is judged, ``drop`` that of the accuracy, None without labels. ``met``: the size was
+    reached. ``path`` and ``sha256`` are those of the model, where it was written.
+    """
+
+    recipe: str
+    target: str
+    canonical: str
+    flops: float | None
+    params: float | None
+    nonzero: float | None
+    bytes: float | None
+    latency: float | None
+    latency_low: float | None
+    latency_high: float | None
+    agreement: Rate | None
+    accuracy: float | None
+    drop: float | None
+    rel_l2: float | None
+    met: bool
+    seconds: float
+    path: str | None
+    sha256: str | None
+
+    @classmethod
+    def of(cls, recipe: str, target: Target, report: Report, seconds: float, path: Path | None) -> Point:
+        """Return the point that a report tells of."""
+        cost, latency = report.cost, report.latency or {}
+        right, error = report.accuracy, report.output_error
+        return cls(
+            recipe, str(target), str(report.recipe),
+            cost.macs.ratio, cost.params.ratio, cost.nonzero.ratio, cost.bytes.ratio,
+            latency.get("ratio"), latency.get("low"), latency.get("high"),
+            None if report.agreement is None else report.agreement.top1,
+            None if right is None else right.compressed,
+            None if right is None else right.drop,
+            None if error is None else error.rel_l2,
+            report.met, seconds, None if path is None else str(path),
+            None if report.result is None else report.result.sha256,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found: the source, the examples that all points share, one point per recipe and size."""
+
+    source: Source
+    data: DataUsed
+    points: tuple[Point, ...]
+    warnings: tuple[str, ...]
+    seed: int
+    providers: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def met(self) -> bool:
+        """Whether every size was reached."""
+        return all(point.met for point in self.points)
+
+    def to_json(self) -> str:
+        """Return the sweep as JSON text; figures that are not finite become null."""
+        plain: dict[str, Any] = {"schema": SCHEMA, **to_plain(self, "sweep"), "met": self.met}
+        return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sweep_grid(sweep: Sweep) -> Grid:
+    """Return one row per point; columns that no point has a figure for are left out."""
+    first = next((p.agreement for p in sweep.points if p.agreement is not None), None)
+    columns: list[tuple[str, list[str]]] = [
+        ("recipe", [p.recipe for p in sweep.points]),
+        ("target", [p.target + ("" if p.met else " (not reached)") for p in sweep.points]),
+        ("FLOPs", [percent(p.flops) for p in sweep.points]),
+        ("params", [percent(p.params) for p in sweep.points]),
+        ("bytes", [percent(p.bytes) for p in sweep.points]),
+    ]
+    if any(p.nonzero != p.params for p in sweep.points):
+        columns.append(("nonzero", [percent(p.nonzero) for p in sweep.points]))
+    columns.append(("latency", [_latency(p) for p in sweep.points]))
+    if first is not None:
+        columns.append((f"agreement ({percent(first.confidence)} interval)", [_agreement(p) for p in sweep.points]))
+    else:
+        columns.append(("output error", ["-" if p.rel_l2 is None else number(p.rel_l2) for p in sweep.points]))
+    if any(p.accuracy is not None for p in sweep.points):
+        columns.append(("accuracy", [percent(p.accuracy) for p in sweep.points]))
+        columns.append(("change", ["-" if p.drop is None else points(-p.drop) for p in sweep.points]))
+    columns.append(("s", [f"{p.seconds:.0f}" for p in sweep.points]))
+    return Grid(tuple(name for name, _ in columns), tuple(zip(*(cells for _, cells in columns), strict=True)))
+
+
+def brief_grid(rows: Sequence[Point]) -> Grid:
+    """Return the rows of one recipe for a terminal: what decides, without the ends of the latency's interval."""
+    judged = any(p.agreement is not None for p in rows)
+    cells = [
+        (
+            p.target + ("" if p.met else " !"),
+            percent(p.flops),
+            percent(p.bytes),
+            "-" if p.latency is None else f"{p.latency:.2f}",
+            _agreement(p) if judged else ("-" if p.rel_l2 is None else number(p.rel_l2)),
+            percent(p.accuracy),
+            f"{p.seconds:.0f}",
+        )
+        for p in rows
+    ]
+    kept = "agreement" if judged else "output error"
+    return Grid(("target", "FLOPs", "bytes", "latency", kept, "accuracy", "s"), tuple(cells))
+
+
+def _latency(point: Point) -> str:
+    if point.latency is None:
+        return "-"
+    ends = "" if point.latency_low is None else f" ({point.latency_low:.2f}-{point.latency_high:.2f})"
+    return f"{point.latency:.2f}{ends}"
+
+
+def _agreement(point: Point) -> str:
+    rate = point.agreement
+    return "-" if rate is None else f"{percent(rate.rate)} ({interval(rate.low, rate.high).removesuffix(' %')})"
+
+
+def sweep_markdown(sweep: Sweep) -> str:
+    """Return the sweep as Markdown text."""
+    judged = sweep.data.eval
+    told = "" if judged is None else f"Judged on {number(judged.examples)} examples of {code_text(judged.source)}."
+    blocks = [
+        "# Sweep",
+        f"{code_text(sweep.source.path)}, sha256 {sweep.source.sha256}",
+        grid_text(sweep_grid(sweep)),
+        f"{told} FLOPs, params, bytes and latency are ratios to the source model.".strip(),
+        "\n".join(f"- {warning}" for warning in sweep.warnings),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def write_sweep(sweep: Sweep, path: str | os.PathLike[str]) -> None:
+    """Write the sweep as .json or .md, at once or not at all.
+
+    Raises:
+        OptionError: The path cannot take a report.
+        BackendError: It cannot be written.
+    """
+    target = check_report_path(path, FORMS)
+    text = sweep.to_json() if target.suffix.lower() == ".json" else sweep_markdown(sweep)
+    with io.replaced(target) as file:
+        file.write(text.encode())
+
+
+def write_sweep_plot(sweep: Sweep, path: str | os.PathLike[str]) -> None:
+    """Draw agreement against FLOPs, bytes and latency as SVG, one line per recipe.
+
+    Raises:
+        OptionError: The path cannot take a plot, or no point was judged.
+        BackendError: It cannot be written.
+    """
+    target = check_plot_path(path)
+    judged = [point for point in sweep.points if point.agreement is not None]
+    if not judged:
+        raise OptionError("a plot shows agreement, and no output of the model holds class scores to judge it by")
+    write_svg(target, (12, 4.2), lambda figure: _draw(figure, judged, Path(sweep.source.path).name))
+
+
+def _draw(figure: Any, judged: Sequence[Point], name: str) -> None:
+    panels = figure.subplots(1, len(_AXES), sharey=True)
+    for panel, (field, label) in zip(panels, _AXES, strict=True):
+        for recipe in dict.fromkeys(point.recipe for point in judged):
+            rows = [p for p in judged if p.recipe == recipe and getattr(p, field) is not None]
+            rows.sort(key=lambda p, of=field: float(getattr(p, of)))  # type: ignore[misc]
+            rates = [p.agreement for p in rows if p.agreement is not None]
+            ends = [[r.rate - r.low for r in rates], [r.high - r.rate for r in rates]]
+            places = [getattr(p, field) for p in rows]
+            panel.errorbar(
+                places, [r.rate for r in rates], ends,
+                label=recipe, fmt="o-", markersize=4, capsize=2,
+            )  # fmt: skip
+        panel.set(xlabel=f"{label}, ratio to the source")
+        panel.grid(visible=True, alpha=0.3)
+    panels[0].set(ylabel="agreement with the source", title=name)
+    panels[-1].legend(fontsize="small")
