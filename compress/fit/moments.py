@@ -44,7 +44,7 @@ class Moments:
             with np.errstate(invalid="ignore", over="ignore"):  # finite() tells of it
                 if groups == 1:  # a product of a matrix with itself costs half of any other
                     self.gram[0] += rows[0].T @ rows[0]
-                    self.cross[0] += rows[0].T @ wanted[0]
+                    self.cross[0] += (wanted[0].T @ rows[0]).T
                 else:
                     turned = rows.transpose(0, 2, 1)
                     self.gram += turned @ rows
