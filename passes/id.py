@@ -181,7 +181,9 @@ class Id:
             even = size.name == "keep" or self.allocate == "uniform"
             return cutter.uniform(size) if even else cutter.allocated(size)
 
-        if sizing.name == "latency" and sizing.value < 1.0:
+        if sizing.met_by(cutter.model, context):
+            widths = {space.name: space.width for space in cutter.chosen}
+        elif sizing.name == "latency":
             widths = fastest_within(sizing.value, cutter, sizing, widths_at, cutter.shrunk)
         else:
             widths = widths_at(sizing)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
+from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.graph import nulls, spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.cost import example_shapes
@@ -78,6 +78,16 @@ class ZeroGroups:
         finish(work)
         drop_zero_constants(work, added)
         return StepResult(work, skipped, tally.numbers(), warnings=self._warnings(tally))
+
+    def plan(self, model: ir.Model, context: Context) -> Plan:
+        """Return what would go: a row per space that gets narrower, and residual branches; weights alone decide."""
+        found = self.apply(model, context)
+        rows = [row for row in found.numbers["layers"] if row["kept"] < row["width"]]
+        dropped = found.numbers["branches_dropped"]
+        notes = [f"{amount(found.numbers['channels_removed'], 'channel')} would go, outputs as they are"]
+        notes += [f"{amount(dropped, 'residual branch')} would go"] if dropped == 1 else []
+        notes += [f"{dropped:,} residual branches would go"] if dropped > 1 else []
+        return Plan(tuple(rows), (*notes, *found.warnings), found.skipped)
 
     def _barred(self, work: ir.Model) -> dict[ir.Node, str]:
         reasons = {node: self._selection.reason([str(node.name)]) for node in work.graph if node.op_type == "Add"}

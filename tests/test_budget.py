@@ -10,6 +10,9 @@ from onnxprune.budget import (
     Target,
     accuracy_drop_gate,
     agreement_gate,
+    bytes_gate,
+    latency_gate,
+    parse_bytes,
     parse_target,
     size_gate,
 )
@@ -139,3 +142,71 @@ def test_an_accuracy_drop_without_labels_is_not_met() -> None:
 )
 def test_a_size_is_judged_in_its_own_direction(target: Target, got: float | None, met: bool, message: str) -> None:
     assert size_gate(target, got) == Gate(target.name, target.value, got, met, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("800000", 800_000),
+        (" 800kB ", 800_000),
+        ("2 MB", 2_000_000),
+        ("1.5MB", 1_500_000),
+        ("0.1 GB", 100_000_000),
+        ("1KiB", 1024),
+        ("1.5MiB", 1_572_864),
+        ("2GiB", 2_147_483_648),
+        ("0.0015kB", 1),
+        ("1.1kB", 1100),
+    ],
+)
+def test_bytes_are_read_with_a_unit_or_without(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is no number of bytes; write"),
+        ("many", "is no number of bytes; write"),
+        ("-5", "is no number of bytes; write"),
+        ("1.5", "is no number of bytes; write"),
+        ("1e6", "is no number of bytes; write"),
+        ("1,000", "is no number of bytes; write"),
+        ("5TB", "is no number of bytes; write"),
+        ("5 kb", "is no number of bytes (did you mean kB?); write"),
+        ("5mib", "is no number of bytes (did you mean MiB?); write"),
+        ("\u0663", "is no number of bytes; write"),
+    ],
+)
+def test_what_is_no_number_of_bytes_says_what_is(text: str, found: str) -> None:
+    with pytest.raises(OptionError) as error:
+        parse_bytes(text)
+    assert str(error.value) == (
+        f"size {text!r} {found} a whole number, such as 800000, or one with a unit, such as 800kB "
+        "(units are kB, MB, GB, KiB, MiB, GiB)"
+    )
+
+
+@pytest.mark.parametrize("text", ["0", "0MB", "0.0001kB"])
+def test_no_model_is_smaller_than_a_byte(text: str) -> None:
+    with pytest.raises(OptionError, match=r"is less than one byte; no model is that small$"):
+        parse_bytes(text)
+
+
+def test_a_time_is_judged_in_one_direction() -> None:
+    assert latency_gate(0.5, 0.5, "x") == Gate(
+        "max_latency_ratio", 0.5, 0.5, True, "latency ratio at most 0.5: upper end of the interval 0.5 (x): met"
+    )
+    assert not latency_gate(0.500001, 0.5, "x").met
+    unknown = latency_gate(None, 0.5, "no clock")
+    assert (unknown.got, unknown.met) == (None, False)
+    assert unknown.message == "latency ratio at most 0.5: could not be measured (no clock): not met"
+
+
+def test_a_file_is_judged_to_the_byte() -> None:
+    assert bytes_gate(2_000_000, 2_000_000).met
+    gate = bytes_gate(2_000_001, 2_000_000)
+    assert gate == Gate(
+        "max_bytes", 2e6, 2_000_001.0, False, "file of at most 2,000,000 bytes: 2,000,001 bytes: not met"
+    )

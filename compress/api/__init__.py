@@ -7,6 +7,7 @@ from onnxprune.api.coding import DecodeResult, EncodeResult, decode, encode
 from onnxprune.api.comparing import Evaluation, compare, evaluate
 from onnxprune.api.compressing import Result, compress
 from onnxprune.api.options import Gates, Options
+from onnxprune.api.outputs import compare_outputs
 from onnxprune.api.receiving import Stream, open_stream
 from onnxprune.api.replaying import replay
 from onnxprune.api.sizing import size_table
@@ -28,6 +29,7 @@ __all__ = [
     "Sweep",
     "bench",
     "compare",
+    "compare_outputs",
     "compress",
     "decode",
     "encode",

@@ -14,7 +14,7 @@ from onnxprune.api.feeding import batch_sizes as sizes_to_run
 from onnxprune.api.feeding import common_inputs, examples_to_run, feed_of, sizes_made_up
 from onnxprune.api.opening import Loaded, ModelLike, open_model, open_runtime, task
 from onnxprune.api.options import Options
-from onnxprune.budget import Gate
+from onnxprune.budget import Gate, check_ratio, latency_gate
 from onnxprune.data import DataLike
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.intervals import check_confidence
@@ -100,8 +100,7 @@ def _check(
         raise OptionError(f"seconds is {seconds:g}; it must be a positive number")
     if max_latency_ratio is None:
         return
-    if not 0 < max_latency_ratio < math.inf:
-        raise OptionError(f"max-latency-ratio is {max_latency_ratio:g}; it must be a positive number, such as 0.6")
+    check_ratio("max-latency-ratio", max_latency_ratio)
     if len(models) < 2:
         raise OptionError("max-latency-ratio holds other models against the first; give a second model")
 
@@ -211,13 +210,8 @@ def _gate(wanted: float, plan: _Plan, times: _Times) -> Gate:
         if place
     ]
     got, place, setting = max(found, key=lambda item: item[0])
-    met = got <= wanted
     where = f"{plan.subjects[place].name} over A at {setting_text(*setting)}"
-    # Six digits keep a near miss visible.
-    message = f"latency ratio at most {wanted:g}: upper end of the interval {got:.6g} ({where}): "
-    return Gate(
-        "max_latency_ratio", wanted, got if math.isfinite(got) else None, met, message + ("met" if met else "not met")
-    )
+    return latency_gate(got if math.isfinite(got) else None, wanted, where)
 
 
 def _rows(plan: _Plan, times: _Times, taken: _Memories, *, on_cpu: bool) -> Iterator[BenchRow]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from onnxprune.api.opening import ModelLike, input_shapes, open_examples, open_model, open_runtime, task
+from onnxprune.api.gating import judge_file, judge_gates
+from onnxprune.api.opening import ModelLike, input_shapes, open_examples, open_model, open_runtime, output_kinds, task
 from onnxprune.api.options import Gates, Options
-from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates
+from onnxprune.api.reporting import build_report, cost_between, data_used
 from onnxprune.data import DataLike
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.intervals import check_confidence
@@ -50,16 +51,18 @@ def compare_with_pictures(
     with task(chosen, "comparison", examples.count) as advance:
         judged = judge(
             first.model, second.model, examples, settings,
-            confidence=chosen.confidence, classes=first.classes, advance=advance,
+            confidence=chosen.confidence, classes=first.classes, advance=advance, keep=False,
+            kinds=output_kinds(first.model, chosen),
         )  # fmt: skip
     shapes = input_shapes(examples)
     sides, _ = data_used(None, examples, judged.fingerprint)
+    facts = second.facts
+    gates_on = judge_gates(asked, judged.evidence, chosen.confidence, judged.latency[1].ratio)
     report = build_report(
         first, judged, chosen, (*notices, *warnings, *judged.evidence.warnings),
-        recipe=None, steps=(), gates=tuple(judge_gates(asked, judged.evidence, chosen.confidence)), data=sides,
+        recipe=None, steps=(), gates=(*gates_on, *judge_file(asked, facts.bytes)), data=sides,
         cost=cost_between(measure(first.model, shapes), measure(second.model, shapes)),
     )  # fmt: skip
-    facts = second.facts
     report = replace(report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
     return report, Pictures(examples, first.preprocess)
 
@@ -86,6 +89,7 @@ def evaluate(model: ModelLike, data: DataLike | None = None, *, options: Options
         found = score(
             loaded.model, examples, settings,
             confidence=chosen.confidence, classes=loaded.classes, advance=advance,
+            kinds=output_kinds(loaded.model, chosen),
         )  # fmt: skip
     cost = measure(loaded.model, input_shapes(examples))
     return Evaluation(loaded.facts, examples.source, found, cost, (*notices, *warnings, *found.performance.warnings))

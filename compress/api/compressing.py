@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from onnxprune import pipeline, recipe
 from onnxprune.api import provenance
+from onnxprune.api.gating import judge_file, judge_gates, judged_anew, judges_file
 from onnxprune.api.judging import after_every_step, runnable
-from onnxprune.api.opening import ModelLike, task
+from onnxprune.api.opening import ModelLike, output_kinds, task
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.ordering import undone
 from onnxprune.api.provenance import Record, Repeated
-from onnxprune.api.reporting import build_report, cost_between, data_used, judge_gates, size_gates, step
+from onnxprune.api.reporting import build_report, cost_between, data_used, size_gates, step
 from onnxprune.api.searching import LOOKS, open_search, searches
 from onnxprune.api.sources import Opened, Sources, open_run
 from onnxprune.budget import Gate, Target, parse_target
@@ -60,18 +61,34 @@ class Result:
 
         return to_gs(self.model)
 
-    def save(self, path: str | os.PathLike[str], *, force: bool = False, sparse_storage: bool = False) -> Result:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        sparse_storage: bool = False,
+        keep_failed: bool = True,
+    ) -> Result:
         """Write the model (checked, then renamed into place); return a result whose report names the file.
 
-        With ``sparse_storage``, weights that take fewer bytes so are kept as sparse initialisers.
+        A gate on bytes is judged anew, on this file, before it is renamed. With ``keep_failed=False`` the file is
+        renamed only where every target and gate is met; else the report returned names none. With
+        ``sparse_storage``, weights that take fewer bytes so are kept as sparse initialisers.
 
         Raises:
             OptionError: ``path`` exists already (without ``force``) or cannot be written to.
             BackendError: Writing failed; nothing is left behind.
         """
         out = io.check_output(path, source=self.report.source.path, force=force)
-        facts = io.save(self.model, out, sparse_storage=sparse_storage)
-        report = replace(self.report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
+        if not (keep_failed or self.met or judges_file(self.report.gates)):
+            return self
+        with io.staged(self.model, out, sparse_storage=sparse_storage) as written:
+            facts = written.facts
+            report = replace(self.report, gates=judged_anew(self.report.gates, facts.bytes))
+            if not (keep_failed or report.met):
+                return replace(self, report=report)
+            written.keep()
+        report = replace(report, result=schema.Result(facts.path, facts.sha256, facts.bytes))
         if sparse_storage:
             report = replace(report, warnings=(*report.warnings, _stored_sparse(self.model)))
         saved = replace(self, report=report)
@@ -160,13 +177,17 @@ def run(
             break
         looks.append(why)
     rates = after_every_step(loaded.model, steps, judged.evidence, opened.evaluation, settings, chosen)
-    verdicts = (*([] if again else size_gates(steps)), *judge_gates(asked, judged.evidence, search.risk_confidence))
+    found = judge_gates(asked, judged.evidence, search.risk_confidence, judged.latency[1].ratio)
+    verdicts = (*([] if again else size_gates(steps)), *found)
     before = (*unjudged, *(again.remarks if again else ()))
     after = (*undone(measure(loaded.model, opened.inputs), steps, rates), *search.shortfall(asked, judged.evidence))
     result = finished(
         opened, steps, judged, chosen, rates=rates, gates=verdicts, decided=search.decided,
         before=before, between=(*search.warnings, *looks), after=after,
     )  # fmt: skip
+    if asked.max_bytes is not None:
+        gates = (*verdicts, *judge_file(asked, io.size(result.model)))
+        result = replace(result, report=replace(result.report, gates=gates))
     return result if again is None else replace(result, made=again.made)
 
 
@@ -179,6 +200,7 @@ def judged_last(
         judged = judge(
             opened.loaded.model, last, opened.evaluation, opened.settings, confidence=chosen.confidence,
             classes=opened.loaded.classes, advance=advance, recorded=recorded,
+            kinds=output_kinds(opened.loaded.model, chosen),
         )  # fmt: skip
     return judged, unjudged
 

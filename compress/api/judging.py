@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxprune import pipeline
-from onnxprune.api.opening import task
+from onnxprune.api.opening import output_kinds, task
 from onnxprune.api.options import Options
 from onnxprune.data import Examples
 from onnxprune.evaluate.decisions import rate
@@ -57,7 +57,7 @@ def after_every_step(
     if not open_steps:
         return rates
     with task(options, "agreement after every step", examples.count * (len(open_steps) + 1)) as advance:
-        decided = decide_all(source, examples, settings, advance=advance)
+        decided = decide_all(source, examples, settings, kinds=output_kinds(source, options), advance=advance)
         if decided is None:
             return rates
         for place in open_steps:

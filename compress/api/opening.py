@@ -19,7 +19,8 @@ import onnx_ir as ir
 from onnxprune.api.options import Options
 from onnxprune.data import DataLike, Examples, Preprocess, Split, open_data, split_data
 from onnxprune.data.synthetic import Match
-from onnxprune.errors import DataError, ModelError
+from onnxprune.errors import DataError, ModelError, OptionError
+from onnxprune.evaluate.kinds import KINDS, check_asked
 from onnxprune.graph import io
 from onnxprune.runtime.providers import parse_providers, resolve
 from onnxprune.runtime.session import Settings, input_specs
@@ -58,6 +59,7 @@ def open_model(model: ModelLike, options: Options) -> Loaded:
         written = proto.SerializeToString(deterministic=True)
         facts = io.FileFacts("(in memory)", len(written), hashlib.sha256(written).hexdigest())
     metadata = loaded.metadata_props
+    output_kinds(loaded, options)
     return Loaded(
         loaded,
         facts,
@@ -111,6 +113,28 @@ def _classes(metadata: Mapping[str, str], path: str) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(f"'{path}': metadata 'onnxprune.classes' is not a list of names")
     return names
+
+
+def output_kinds(model: ir.Model, options: Options) -> dict[str, str]:
+    """Return what outputs are judged as, where that was asked for or the model's metadata says (``onnxprune.output``).
+
+    The metadata holds a kind for an only output, or a JSON object of kinds by output.
+
+    Raises:
+        OptionError: An output or a kind that was asked for does not exist.
+        ModelError: The same of the metadata.
+    """
+    names = [str(value.name) for value in model.graph.outputs]
+    check_asked(options.output_kinds, names)
+    text = model.metadata_props.get("onnxprune.output")
+    if text is None:
+        return dict(options.output_kinds)
+    try:
+        found = {names[0]: text} if text in KINDS and len(names) == 1 else dict(json.loads(text))
+        check_asked(found, names)
+    except (TypeError, ValueError, OptionError) as error:
+        raise ModelError(f"metadata 'onnxprune.output' is {text!r}, which cannot be used: {error}") from error
+    return {**found, **options.output_kinds}
 
 
 def open_runtime(options: Options) -> tuple[Settings, tuple[str, ...]]:

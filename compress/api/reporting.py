@@ -1,4 +1,4 @@
-"""Building the report: costs, steps, data, gates."""
+"""Building the report: costs, steps, data, gates on sizes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 from onnxprune import pipeline, recipe
 from onnxprune.api.opening import Loaded
-from onnxprune.api.options import Gates, Options
-from onnxprune.budget import Gate, Target, accuracy_drop_gate, agreement_gate, size_gate
+from onnxprune.api.options import Options
+from onnxprune.budget import Gate, Target, size_gate
 from onnxprune.data import Examples, Fingerprint, shared_examples
-from onnxprune.evaluate.evidence import Evidence, Rate
-from onnxprune.evaluate.intervals import examples_needed, lower_bound
+from onnxprune.evaluate.evidence import Rate
 from onnxprune.evaluate.streaming import Decided, Judged, latency_figures
 from onnxprune.graph.cost import Cost
 from onnxprune.report import report as schema
@@ -77,27 +76,6 @@ def size_gates(steps: Sequence[pipeline.Step]) -> list[Gate]:
                 gate = replace(gate, message=f"{done.item.name}, of its part: {gate.message}")
             gates += [gate] if gate is not None else []
     return gates
-
-
-def judge_gates(asked: Gates, evidence: Evidence, confidence: float) -> list[Gate]:
-    """Return the gates on decisions, judged: agreement by its one-sided lower bound, the drop as measured."""
-    gates = []
-    if asked.min_agreement is not None:
-        gates.append(_agreement(asked.min_agreement, evidence, confidence))
-    if asked.max_accuracy_drop is not None:
-        accuracy = evidence.accuracy
-        gates.append(accuracy_drop_gate(None if accuracy is None else accuracy.drop, asked.max_accuracy_drop))
-    return gates
-
-
-def _agreement(wanted: float, evidence: Evidence, confidence: float) -> Gate:
-    agreement = evidence.agreement
-    if agreement is None:
-        message = f"agreement at least {wanted:g}: no output holds class scores to judge it by: not met"
-        return Gate("min_agreement", wanted, None, False, message)
-    hits, count = agreement.flips.kept, agreement.examples
-    low, needed = lower_bound(hits, count, confidence), examples_needed(wanted, confidence)
-    return agreement_gate(hits, count, wanted, confidence, low=low, needed=needed)
 
 
 def build_report(

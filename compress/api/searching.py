@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,10 @@ from typing import Any, Final, cast
 import onnx_ir as ir
 
 from onnxprune import recipe
-from onnxprune.api.opening import task
+from onnxprune.api.opening import output_kinds, task
 from onnxprune.api.options import Gates, Options
 from onnxprune.api.trials import MOST_TRIALS, Limit, Trials, limits
-from onnxprune.budget import check_share
+from onnxprune.budget import below, check_share
 from onnxprune.contract import Context, Pass, Progress, Searcher, StepResult, silent
 from onnxprune.data import Split
 from onnxprune.evaluate.evidence import Evidence
@@ -109,7 +108,7 @@ class Search:
             return ()
         return (
             f"sizes were searched for an agreement of {AGREEMENT:g} on {self.decided.examples.count} examples; "
-            f"the evaluation examples prove only {_floor(low)}: "
+            f"the evaluation examples prove only {below(low)}: "
             f"--min-agreement {AGREEMENT:g} would refuse this model",
         )
 
@@ -130,7 +129,7 @@ class Search:
             return None
         return (
             f"what was found ({', '.join(self.found)}) held on the {self.decided.examples.count} choosing "
-            f"examples, but the evaluation examples prove only {_floor(low)} of the {wanted:g} asked for: a milder "
+            f"examples, but the evaluation examples prove only {below(low)} of the {wanted:g} asked for: a milder "
             f"model, with {share:g} times the changed decisions allowed in the search, was judged in its place, at a "
             f"confidence of {1 - (1 - self.confidence) * risk:g}"
         )
@@ -181,7 +180,8 @@ def open_search(
     why = _obstacle(split)
     if able and why is None and split.choosing is not None:
         with task(options, "the original's decisions", split.choosing.count) as advance:
-            search.decided = decide_all(original, split.choosing, settings, advance=advance)
+            kinds = output_kinds(original, options)
+            search.decided = decide_all(original, split.choosing, settings, kinds=kinds, advance=advance)
         why = None if search.decided else "no output of the model holds class scores to decide by"
     if why is not None:
         search.warnings += _fixed(able, why)
@@ -231,10 +231,6 @@ def _unproven(found: Sequence[Limit], items: Sequence[Pass], count: int, confide
         f"{count} choosing examples cannot prove an agreement of {highest:g} even for an identical model ({more}): "
         f"the search for {names} went by the observed agreement",
     )
-
-
-def _floor(bound: float) -> str:
-    return f"{math.floor(bound * 10_000) / 10_000:.4f}"
 
 
 def searches(items: Sequence[Pass], *, targeted: bool) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.api.archives import archives, file_pieces, output_axes
-from onnxprune.api.opening import Loaded, ModelLike, open_model, open_runtime, open_split, task
+from onnxprune.api.opening import Loaded, ModelLike, open_model, open_runtime, open_split, output_kinds, task
 from onnxprune.api.options import Options
 from onnxprune.api.packing import Packed, pack
 from onnxprune.codec import container
@@ -248,10 +248,11 @@ def _open_judge(
     split = open_split(loaded, chosen, data, calib, judged)
     if split.evaluation is None:
         raise DataError("there are no examples to judge on; give --data or --eval")
-    decided = decide_all(loaded.model, split.evaluation, settings)
+    kinds = output_kinds(loaded.model, chosen)
+    decided = decide_all(loaded.model, split.evaluation, settings, kinds=kinds)
     if decided is None:
         return None, (*notices, *split.warnings, "no output holds class scores, so that no agreement is told")
-    choosing = None if split.calibration is None else decide_all(loaded.model, split.calibration, settings)
+    choosing = None if split.calibration is None else decide_all(loaded.model, split.calibration, settings, kinds=kinds)
     return _Judge(decided, choosing, settings, chosen.confidence), (*notices, *split.warnings)
 
 

@@ -116,6 +116,10 @@ class LazyGroup(click.Group):
 
 def _fail(ctx: click.Context, message: str, status: int) -> None:
     click.echo(f"onnxprune: {message}", err=True)
+    if ctx.meta:
+        from onnxprune.cli.outputs import write_error
+
+        write_error(ctx, message, status)
     ctx.exit(status)
 
 

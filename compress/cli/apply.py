@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli.shared import (
-    DATA_HELP,
-    check_reports,
-    gate_options,
-    make_gates,
-    make_options,
-    run_options,
-    show_report,
-    write_reports,
-)
+from onnxprune.cli.outputs import open_outputs, write_outputs
+from onnxprune.cli.shared import DATA_HELP, gate_options, make_options, run_options, show_report, take_gates
 
 _RECORDED = {
     "targets": "--target",
@@ -33,6 +25,8 @@ Examples:
   onnxprune apply surp,id --in model.onnx --out pruned.onnx
   onnxprune apply "surp(sparsity=0.8),id(flops=0.5)" --in model.onnx --out pruned.onnx \\
       --calib train.zip --eval test.zip --min-agreement 0.98 --report report.md
+  onnxprune apply "filters(flops=0.5)" --in model.onnx --out pruned.onnx --data images.npz \\
+      --min-class-agreement 0.9 --max-latency-ratio 0.7 --max-bytes 2MB --junit gates.xml
   onnxprune apply recipe.yaml --in model.onnx --out pruned.onnx --data images.npz --target flops=0.5
   onnxprune apply --replay pruned.onnx --in model.onnx --out again.onnx --data images.npz
 
@@ -93,9 +87,9 @@ def command(
     calib_examples: int | None,
     targets: tuple[str, ...],
     dropped: tuple[str, ...],
-    min_agreement: float | None,
-    max_accuracy_drop: float | None,
     reports: tuple[str, ...],
+    junit: str | None,
+    summary: str | None,
     as_json: bool,
     force: bool,
     keep_failed: bool,
@@ -112,8 +106,8 @@ def command(
 
     _check_replay(ctx, recipe, made)
     check_output(out, source=source, force=force)
-    check_reports(reports)
-    gates = make_gates(min_agreement, max_accuracy_drop)
+    outputs = open_outputs(ctx, reports=reports, junit=junit, summary=summary)
+    gates = take_gates(run)
     options = make_options(calib_examples=calib_examples, drop_classes=dropped, **run)
     if made is not None:
         if Path(out).exists() and Path(made).exists() and Path(out).samefile(made):
@@ -124,10 +118,9 @@ def command(
         result = compress(
             source, recipe, data=data, calib=calib, eval=judged, targets=targets, gates=gates, options=options
         )
-    written = result.met or keep_failed
-    if written:
-        result = result.save(out, force=force, sparse_storage=sparse_storage)
-    write_reports(result.report, reports, result.pictures)
+    result = result.save(out, force=force, sparse_storage=sparse_storage, keep_failed=keep_failed)
+    written = result.report.result is not None
+    write_outputs(outputs, result.report, result.pictures)
     show_report(result.report, as_json=as_json)
     said = f"wrote {out}" if written else f"nothing was written to {out}: a target or gate was not met"
     if result.same_as_made:

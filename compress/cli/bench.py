@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli.shared import DATA_HELP, make_options
+from onnxprune.cli.outputs import open_outputs, write_bench
+from onnxprune.cli.shared import DATA_HELP, junit_option, make_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +62,7 @@ Examples:
 )
 @click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata")
 @click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing")
+@junit_option
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")
 @click.pass_context
 def command(
@@ -73,16 +75,19 @@ def command(
     seconds: float,
     memory: bool,
     max_latency_ratio: float | None,
+    junit: str | None,
     as_json: bool,
     **run: object,
 ) -> None:
     """Time models in turns, at every batch size and number of threads; the others are held against A, the first."""
     from onnxprune.api import bench
 
+    outputs = open_outputs(ctx, junit=junit)
     found = bench(
         list(models), data, batch_sizes=batch_sizes or None, threads=threads or (None,), seconds=seconds,
         memory=memory, max_latency_ratio=max_latency_ratio, options=make_options(**run),
     )  # fmt: skip
+    write_bench(outputs, found)
     if as_json:
         import dataclasses
         import json

@@ -77,6 +77,12 @@ def _show(found: Evaluation) -> None:
         rows.append(("top-5 accuracy", percent(performance.top5.rate)))
     if performance.loss is not None:
         rows.append(("loss (nats)", f"{performance.loss:.4g}"))
+    if performance.maps is not None:
+        maps = performance.maps
+        rows.append(("accuracy of positions", f"{percent(maps.accuracy)} of {maps.positions:,}"))
+        rows.append(("mIoU", percent(maps.miou)))
+    if performance.values is not None and performance.values.rmse is not None:
+        rows.append(("RMSE", f"{performance.values.rmse:.4g}"))
     latency = found.scored.latency
     rows.append(
         (

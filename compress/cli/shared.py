@@ -11,7 +11,6 @@ import click
 
 if TYPE_CHECKING:
     from onnxprune.api import Gates, Options
-    from onnxprune.report.pictures import Pictures
     from onnxprune.report.report import Report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -66,13 +65,21 @@ def run_options(function: Function) -> Function:
             show_default=True,
             help="of every interval and bound",
         ),
+        click.option(
+            "--output-kind",
+            "output_kinds",
+            multiple=True,
+            metavar="NAME=KIND",
+            callback=_kinds,
+            help="judge an output as scores, maps (segmentation), values or embedding (repeatable)",
+        ),
     )
     return work_options(judging)
 
 
 def gate_options(function: Function) -> Function:
     """Add the gates, the reports and ``--json``."""
-    share = click.FloatRange(0, 1)
+    share, ratio = click.FloatRange(0, 1), click.FloatRange(min=0, min_open=True)
     return _added(
         function,
         click.option(
@@ -83,14 +90,77 @@ def gate_options(function: Function) -> Function:
         ),
         click.option("--max-accuracy-drop", type=share, metavar="D", help="gate: accuracy lost, as a fraction"),
         click.option(
+            "--min-class-agreement",
+            type=share,
+            metavar="A",
+            help="gate: lower bound of the agreement in every class of the original's decisions",
+        ),
+        click.option(
+            "--max-class-accuracy-drop",
+            type=share,
+            metavar="D",
+            help="gate: accuracy lost in any one class of the labels, as a fraction",
+        ),
+        click.option(
+            "--max-latency-ratio",
+            type=ratio,
+            metavar="F",
+            help="gate: upper end of the interval of the latency ratio to the original, one example a run",
+        ),
+        click.option(
+            "--max-bytes",
+            metavar="N",
+            callback=_bytes,
+            help="gate: size of the model's file, external data included, such as 800kB or 1.5MiB",
+        ),
+        click.option(
             "--report",
             "reports",
             multiple=True,
             metavar="FILE",
             help="write the report as .json, .md or .html (repeatable)",
         ),
+        junit_option,
+        click.option(
+            "--summary",
+            metavar="FILE",
+            help='append a short Markdown summary to FILE, whose content stays; made for "$GITHUB_STEP_SUMMARY"',
+        ),
         click.option("--json", "as_json", is_flag=True, help="print the report as JSON on stdout"),
     )
+
+
+def junit_option(function: Function) -> Function:
+    """Add ``--junit``."""
+    return click.option(
+        "--junit",
+        metavar="FILE.xml",
+        help="write the gates as JUnit XML, a test case each; a run that broke off (status 3 or 4) is an error there",
+    )(function)
+
+
+def _kinds(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Read kinds of outputs; a name may hold an equals sign, a kind does not."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, kind = text.rpartition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"'{text}' is not NAME=KIND, such as logits=maps", ctx, param)
+        if name in found:
+            raise click.BadParameter(f"output '{name}' is given two kinds", ctx, param)
+        found[name] = kind
+    return found
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, given: str | None) -> int | None:
+    """Read a number of bytes, with a unit or without."""
+    from onnxprune.budget import parse_bytes
+    from onnxprune.errors import OptionError
+
+    try:
+        return None if given is None else parse_bytes(given)
+    except OptionError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
 
 
 def _added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
@@ -107,11 +177,13 @@ def make_options(**given: Any) -> Options:
     return Options(progress=progress_bars if sys.stderr.isatty() else None, **given)
 
 
-def make_gates(min_agreement: float | None, max_accuracy_drop: float | None) -> Gates:
-    """Return the API's gates from the command line's."""
+def take_gates(given: dict[str, Any]) -> Gates:
+    """Take the gates out of the options given, by the names of their fields."""
+    from dataclasses import fields
+
     from onnxprune.api import Gates
 
-    return Gates(min_agreement, max_accuracy_drop)
+    return Gates(**{each.name: given.pop(each.name) for each in fields(Gates)})
 
 
 @contextlib.contextmanager
@@ -135,18 +207,6 @@ def show_report(report: Report, *, as_json: bool) -> None:
     from onnxprune.report.table import render
 
     render(report, Console())
-
-
-def write_reports(report: Report, paths: tuple[str, ...], pictures: Pictures | None) -> None:
-    """Write a report to every path asked for and say so on stderr; pictures of examples are for a page only."""
-    from onnxprune.report.write import write_report
-
-    shown: dict[int, str] = {}
-    if pictures is not None and any(path.lower().endswith(".html") for path in paths):
-        shown = pictures.of(report)
-    for path in paths:
-        write_report(report, path, shown)
-        click.echo(f"wrote {path}", err=True)
 
 
 def check_reports(paths: tuple[str, ...], forms: tuple[str, ...] | None = None) -> None:

@@ -21,7 +21,7 @@ from onnxprune.data.preprocess import Preprocess
 from onnxprune.errors import DataError
 
 # What numpy and zipfile raise on files that are cut, damaged or of another format.
-_BROKEN = (
+BROKEN = (
     OSError,
     ValueError,
     EOFError,
@@ -44,7 +44,7 @@ def array_examples(
     source: str,
     preprocess: Preprocess | None = None,
 ) -> Examples:
-    """Make examples of arrays by input name (``x`` for an only input), with class indices in ``y``.
+    """Make examples of arrays by input name (``x`` for an only input), with labels in ``y``: class indices or targets.
 
     uint8 images given to a floating input are pixels and go through ``preprocess``.
 
@@ -56,13 +56,13 @@ def array_examples(
     columns = [_column(arrays[name], want, name, source, preprocess) for want, name in names.items()]
     plain = {column.want.name: column.array for column in columns if column.pixels is None}
     check_symbols(plain, [column.want for column in columns if column.pixels is None], source)
-    labels, warnings = None, _ignored(arrays, names, source)
+    labels, targets = None, None
     if _has_labels(arrays, names):
-        labels, more = read_labels(np.asarray(arrays["y"]), count, source)
-        warnings += more
+        labels, targets = read_labels(np.asarray(arrays["y"]), count, source)
     fetch = functools.partial(_fetch, columns)
     fetch(np.zeros(1, np.int64))  # sizes of pixels are checked now, not in the middle of a run
-    return Examples(source, count, labels, fetch, warnings=warnings)
+    warnings = _ignored(arrays, names, source)
+    return Examples(source, count, labels, fetch, warnings=warnings, targets=targets)
 
 
 def open_npz(path: str, inputs: Sequence[InputSpec], source: str, preprocess: Preprocess | None) -> Examples:
@@ -75,8 +75,8 @@ def open_npz(path: str, inputs: Sequence[InputSpec], source: str, preprocess: Pr
         # Opened here, because numpy leaves a file that turns out not to be a zip open behind its error.
         with Path(path).open("rb") as file:
             arrays = _members(file, source)
-    except _BROKEN as error:
-        raise _unreadable(source, ".npz", error) from error
+    except BROKEN as error:
+        raise unreadable(source, ".npz", error) from error
     return array_examples(arrays, inputs, source, preprocess)
 
 
@@ -103,8 +103,8 @@ def open_npy(path: str, inputs: Sequence[InputSpec], source: str, preprocess: Pr
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError:  # an array without elements cannot be mapped; the plain reader tells why else
             array = np.load(path, allow_pickle=False)
-    except _BROKEN as error:
-        raise _unreadable(source, ".npy", error) from error
+    except BROKEN as error:
+        raise unreadable(source, ".npy", error) from error
     if isinstance(array, np.lib.npyio.NpzFile):
         array.close()
         raise DataError(f"{source} is an .npz archive; name it .npz")
@@ -211,7 +211,8 @@ def _objects(name: str, source: str) -> DataError:
     return DataError(f"{name!r} in {source} holds Python objects, which are never unpickled; save an array of numbers")
 
 
-def _unreadable(source: str, form: str, error: BaseException) -> DataError:
+def unreadable(source: str, form: str, error: BaseException) -> DataError:
+    """Return the sentence on a file that numpy or zipfile could not read (see ``BROKEN``)."""
     if "allow_pickle" in str(error) and form == ".npy":
         return DataError(f"{source} is no {form} file, or holds Python objects, which are never unpickled")
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -15,14 +15,17 @@ from onnxprune.errors import DataError, OptionError
 
 Rows = npt.NDArray[np.int64]
 
+_DIGEST = 16
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Consecutive examples: arrays by input name stacked on axis 0, labels, rows within their Examples."""
+    """Consecutive examples: arrays by input name stacked on axis 0, labels, rows within their Examples, targets."""
 
     arrays: dict[str, Array]
     labels: Rows | None
     rows: Rows
+    targets: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class Examples:
         synthetic: the examples are random numbers and mean nothing.
         warnings: what the report should say about them.
         origin: row of each example in the source as opened, int64 [count]; None means 0..count-1.
+        targets: labels that are no class indices, [count, ...]: real numbers, or maps of whole numbers.
     """
 
     source: str
@@ -46,6 +50,7 @@ class Examples:
     synthetic: bool = False
     warnings: tuple[str, ...] = ()
     origin: Rows | None = field(default=None, repr=False)
+    targets: Array | None = field(default=None, repr=False)
 
     def take(self, rows: npt.ArrayLike) -> Examples:
         """Return a view of these rows, in this order.
@@ -65,6 +70,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             fetch=lambda positions: fetch(chosen[positions]),
             origin=chosen if self.origin is None else self.origin[chosen],
+            targets=None if self.targets is None else self.targets[chosen],
         )
 
     def held(self, limit: int) -> Examples:
@@ -92,7 +98,8 @@ class Examples:
             arrays = self.fetch(rows)
             for name, array in arrays.items():
                 self._check_finite(name, array, rows)
-            yield Batch(arrays, None if self.labels is None else self.labels[rows], rows)
+            labels, targets = (None if each is None else each[rows] for each in (self.labels, self.targets))
+            yield Batch(arrays, labels, rows, targets)
 
     def _check_finite(self, name: str, array: Array, rows: Rows) -> None:
         if array.dtype.kind in "iubOUST" or bool(np.isfinite(array).all()):
@@ -106,13 +113,13 @@ class Examples:
 class Fingerprint:
     """Identity of examples, streamed: one blake2b of 16 bytes per example, sha256 over those in order.
 
-    It does not depend on how the examples were batched. With ``keep`` the digests stay in ``digests``, which
-    ``shared_examples`` needs.
+    It does not depend on how the examples were batched. With ``keep`` the digests stay in ``digests``, 16 bytes an
+    example, which ``shared_examples`` needs.
     """
 
     def __init__(self, *, keep: bool = False) -> None:
         self.keep = keep
-        self.digests: list[bytes] = []
+        self._digests = bytearray()
         self.count = 0
         self._whole = hashlib.sha256()
 
@@ -120,11 +127,21 @@ class Fingerprint:
         """Add every example of a batch of arrays stacked on axis 0."""
         columns = [np.ascontiguousarray(arrays[name]) for name in sorted(arrays)]
         for row in zip(*columns, strict=True):
-            digest = hashlib.blake2b(b"".join(_bytes(np.asarray(part)) for part in row), digest_size=16).digest()
+            digest = hashlib.blake2b(b"".join(_bytes(np.asarray(part)) for part in row), digest_size=_DIGEST).digest()
             self._whole.update(digest)
             self.count += 1
             if self.keep:
-                self.digests.append(digest)
+                self._digests += digest
+
+    @property
+    def digests(self) -> list[bytes]:
+        """The digest of every example, in order; empty without ``keep``."""
+        return list(self.each_digest())
+
+    def each_digest(self) -> Iterator[bytes]:
+        """Yield the digest of every example, in order; none without ``keep``."""
+        for start in range(0, len(self._digests), _DIGEST):
+            yield bytes(self._digests[start : start + _DIGEST])
 
     def hexdigest(self) -> str:
         """Return the sha256 over all examples so far, in order, as hexadecimal text."""
@@ -140,7 +157,12 @@ def shared_examples(first: Fingerprint, second: Fingerprint) -> int:
     for one in (first, second):
         if one.count and not one.keep:
             raise OptionError("shared_examples needs fingerprints made with keep=True")
-    return (Counter(first.digests) & Counter(second.digests)).total()
+    fewer, more = sorted((first, second), key=lambda one: one.count)
+    left = Counter(fewer.digests)
+    for digest in more.each_digest():
+        if left.get(digest, 0):
+            left[digest] -= 1
+    return fewer.count - left.total()
 
 
 def _bytes(part: Array) -> bytes:

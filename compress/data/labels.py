@@ -13,16 +13,23 @@ from onnxprune.errors import DataError
 Labels = npt.NDArray[np.int64]
 
 
-def read_labels(labels: Array, count: int, source: str) -> tuple[Labels | None, tuple[str, ...]]:
-    """Return class indices int64 [count] from an array ``y``, and warnings; real numbers are no labels.
+def read_labels(labels: Array, count: int, source: str) -> tuple[Labels | None, Array | None]:
+    """Return what an array ``y`` holds: class indices int64 [count], or targets [count, ...]; the other is None.
+
+    Targets are real numbers (for outputs that are values), and maps of whole numbers, of rank 3 and more (for class
+    maps).
 
     Raises:
-        DataError: wrong length or shape, negative indices, or neither whole nor real numbers.
+        DataError: wrong length or shape, negative indices, NaN, or neither whole nor real numbers.
     """
-    if labels.dtype.kind == "f":
-        return None, (f"{source}: 'y' holds real numbers ({labels.dtype}), not class indices; it was not used",)
-    if labels.dtype.kind not in "iub":
+    if labels.dtype.kind not in "iubf":
         raise DataError(f"{source}: labels 'y' hold {labels.dtype}; class indices (whole numbers) are needed")
+    if labels.ndim and (labels.dtype.kind == "f" or labels.ndim > 2):
+        if len(labels) != count:
+            raise DataError(f"{source}: {len(labels)} labels in 'y' for {count} examples; one per example is needed")
+        if labels.dtype.kind == "f" and not bool(np.isfinite(labels).all()):
+            raise DataError(f"{source}: labels 'y' hold NaN or infinity; finite numbers are needed")
+        return None, labels
     if labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise DataError(f"{source}: labels 'y' have shape {shape_text(labels.shape)}; [n] or [n,1] is needed")
     if len(labels) != count:
@@ -31,7 +38,7 @@ def read_labels(labels: Array, count: int, source: str) -> tuple[Labels | None, 
     bad = np.flatnonzero((flat < 0) | (flat > np.iinfo(np.int64).max))
     if bad.size:
         raise DataError(f"{source}: label {flat[bad[0]]} of example {bad[0]} is no class index; those start at 0")
-    return flat.astype(np.int64), ()
+    return flat.astype(np.int64), None
 
 
 def folder_labels(folders: Sequence[str], classes: Sequence[str] | None, source: str) -> Labels:

@@ -82,7 +82,7 @@ class Differences:
         self._sum_abs += float(distance.sum())
         self._sum_square += float(np.square(moved).sum())
         self._norm_square += float(np.square(before).sum())
-        self._sum_cosine += float(_cosines(before, after).sum())
+        self._sum_cosine += float(cosines(before, after).sum())
         self._add_spread(before)
 
     def _add_spread(self, before: NDArray[np.float64]) -> None:
@@ -109,7 +109,8 @@ class Differences:
         """Return 1 - residual / spread over all elements, the spread around each element's own mean."""
         if self._width is None:
             return None
-        spread = float((self._shifted_square - np.square(self._shifted) / self._rows).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = float((self._shifted_square - np.square(self._shifted) / self._rows).sum())
         return 1 - self._sum_square / spread if spread > 0 else None
 
 
@@ -118,8 +119,8 @@ def _as_rows(array: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(array, dtype=np.float64).reshape(rows, -1)
 
 
-def _cosines(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each row's cosine: 1 where both rows are zero, 0 where one of them is."""
+def cosines(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each row's cosine [n] of two arrays [n, width]: 1 where both rows are zero, 0 where one of them is."""
     before_norm, after_norm = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
     product = before_norm * after_norm
     both_zero = (before_norm == 0) & (after_norm == 0)

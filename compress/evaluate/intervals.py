@@ -1,4 +1,4 @@
-"""Exact binomial intervals and tests: how much a count of examples proves."""
+"""Binomial intervals and tests, exact and by scores: how much a count of examples proves."""
 
 from __future__ import annotations
 
@@ -52,6 +52,40 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     low = 0.0 if hits == 0 else max(0.0, centre - half)
     high = 1.0 if hits == n else min(1.0, centre + half)
     return low, high
+
+
+def paired_difference(both: int, lost: int, gained: int, neither: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided interval (low, high) for the drop (lost - gained) / n of a rate on the same n examples.
+
+    The square-and-add score interval with a correlation that is corrected for continuity (Newcombe, 1998, method 10):
+    Wilson's intervals of both rates, put together by the correlation of the two outcomes.
+
+    Args:
+        both: examples that both models have right.
+        lost: examples that only the first has right.
+        gained: examples that only the second has right.
+        neither: examples that none has right.
+        confidence: in (0, 1).
+
+    Raises:
+        DataError: if there are no examples, or a count is negative.
+        OptionError: if ``confidence`` is not in (0, 1).
+    """
+    n = both + lost + gained + neither
+    if min(both, lost, gained, neither) < 0:
+        raise DataError(f"the counts {both}, {lost}, {gained}, {neither} hold a negative one; none may be")
+    first, second = both + lost, both + gained
+    low_first, high_first = wilson(first, n, confidence)
+    low_second, high_second = wilson(second, n, confidence)
+    product = both * neither - lost * gained
+    spread = math.sqrt(first * (n - first)) * math.sqrt(second * (n - second))
+    phi = (max(0.0, product - n / 2) if product > 0 else product) / spread if spread else 0.0
+    below, above = first / n - low_first, high_second - second / n
+    low = math.sqrt(max(0.0, below * below - 2 * phi * below * above + above * above))
+    below, above = second / n - low_second, high_first - first / n
+    high = math.sqrt(max(0.0, below * below - 2 * phi * below * above + above * above))
+    drop = (lost - gained) / n
+    return max(-1.0, drop - low), min(1.0, drop + high)
 
 
 def examples_needed(rate: float, confidence: float = 0.95) -> int | None:

@@ -14,7 +14,7 @@ from onnxprune.data import Examples, Fingerprint
 from onnxprune.evaluate.checks import check_scores, refuse_nan
 from onnxprune.evaluate.compare import Comparison
 from onnxprune.evaluate.evidence import Evidence, Performance
-from onnxprune.evaluate.kinds import output_kind
+from onnxprune.evaluate.kinds import judged_kind, judged_scores
 from onnxprune.evaluate.scores import Rows, decide
 from onnxprune.evaluate.single import Tally
 from onnxprune.runtime.latency import measure
@@ -74,18 +74,23 @@ def judge(
     *,
     confidence: float = 0.95,
     classes: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
     advance: Advance | None = None,
     recorded: Recorded | None = None,
+    keep: bool = True,
 ) -> Judged:
     """Run both models on the same batches and compare; time them on one example, in turn.
 
-    ``recorded`` is given where several models are judged against one original on the same examples.
+    ``recorded`` is given where several models are judged against one original on the same examples. With ``keep``
+    the fingerprint can be held against others; it takes 16 bytes an example then, and nothing else here grows.
+    ``kinds`` says what outputs are judged as, where that was asked for (see ``evaluate.kinds``).
 
     Raises:
         DataError: Examples or labels are broken.
         BackendError: ONNX Runtime failed on one of the models.
     """
-    comparison, fingerprint, seen = Comparison(confidence, classes), Fingerprint(keep=True), recorded or Recorded(0)
+    comparison, seen = Comparison(confidence, classes, kinds), recorded or Recorded(0)
+    fingerprint = Fingerprint(keep=keep)
     with (
         open_session(original, settings, label="the original model") as first,
         open_session(compressed, settings, label="the compressed model") as second,
@@ -96,7 +101,7 @@ def judge(
             outputs = seen.of(count, functools.partial(first.run, batch.arrays)), second.run(batch.arrays)
             count += 1
             rows = batch.rows if examples.origin is None else examples.origin[batch.rows]
-            comparison.update(*outputs, batch.labels, examples=len(batch.rows), rows=rows)
+            comparison.update(*outputs, batch.labels, examples=len(batch.rows), rows=rows, targets=batch.targets)
             if advance is not None:
                 advance(len(batch.rows))
         seen.ended(count)
@@ -122,14 +127,16 @@ def score(
     *,
     confidence: float = 0.95,
     classes: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
     advance: Advance | None = None,
 ) -> Scored:
-    """Run one model over the examples and tally its accuracy, loss and latency."""
-    tally, fingerprint = Tally(confidence, classes), Fingerprint(keep=False)
+    """Run one model over the examples and tally its accuracy, loss and latency; ``kinds`` as for :func:`judge`."""
+    tally, fingerprint = Tally(confidence, classes, kinds), Fingerprint(keep=False)
     with open_session(model, settings) as session:
         for batch in examples.batches(batch_for(session, settings)):
             fingerprint.update(batch.arrays)
-            tally.update(session.run(batch.arrays), batch.labels, examples=len(batch.rows))
+            outputs = session.run(batch.arrays)
+            tally.update(outputs, batch.labels, examples=len(batch.rows), targets=batch.targets)
             if advance is not None:
                 advance(len(batch.rows))
         times = measure([session], next(examples.batches(1)).arrays)
@@ -148,9 +155,16 @@ class Decided:
 
 
 def decide_all(
-    model: ir.Model, examples: Examples, settings: Settings, *, advance: Advance | None = None
+    model: ir.Model,
+    examples: Examples,
+    settings: Settings,
+    *,
+    kinds: Mapping[str, str] | None = None,
+    advance: Advance | None = None,
 ) -> Decided | None:
     """Return the decisions of the original model, or None where no output holds class scores.
+
+    ``kinds`` says what outputs are judged as, where that was asked for (see ``evaluate.kinds``).
 
     Raises:
         ModelError: An output is NaN, or class scores change shape.
@@ -162,7 +176,8 @@ def decide_all(
             count = len(batch.rows)
             outputs = session.run(batch.arrays, [name] if name else None)
             if not name:
-                name = next((n for n, array in outputs.items() if output_kind(array, count) == "class scores"), "")
+                found_kinds = {n: judged_kind(n, array, count, kinds or {}) for n, array in outputs.items()}
+                name = judged_scores(found_kinds, kinds or {}) or ""
                 if not name:
                     return None
                 classes = outputs[name].shape[1]

@@ -75,7 +75,7 @@ class Cutter:
     """
 
     def __init__(self, model: ir.Model, context: Context, fit: Fit, treatable: Treatable) -> None:
-        self.context, self.fit, self.treatable = context, fit, treatable
+        self.model, self.context, self.fit, self.treatable = model, context, fit, treatable
         self.base = prepare(model)
         self.added = add_constants(self.base)
         self.analysis = spaces.analyse(prepare(self.base))

@@ -86,7 +86,6 @@ class Pairer(Cutter):
         nodes: Callable[[ir.Model, Shapes], tuple[dict[str, tuple[Unit, Partings]], dict[str, str]]],
     ) -> None:
         super().__init__(model, context, fit, treatable)
-        self.model = model
         self.units, left = nodes(self.analysis.model, self.shapes)
         self.skipped = {**left, **self.skipped}
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -176,7 +176,31 @@ def _check_file(file: Path, *, full: bool) -> None:
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, sparse_storage: bool = False) -> FileFacts:
-    """Write ``model`` beside ``path``, check it there, and rename it into place.
+    """Write ``model`` beside ``path``, check it there, and rename it into place, as :func:`staged` says.
+
+    Raises:
+        BackendError: The disk is full or the file cannot be written or checked.
+    """
+    with staged(model, path, sparse_storage=sparse_storage) as written:
+        written.keep()
+    return written.facts
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A model file that waits beside its place: ``facts`` are those it has there, :meth:`keep` puts it there."""
+
+    facts: FileFacts
+    _file: Path
+
+    def keep(self) -> None:
+        """Rename the file, and its external data, into place."""
+        _move(self._file, Path(self.facts.path))
+
+
+@contextlib.contextmanager
+def staged(model: ir.Model, path: str | os.PathLike[str], *, sparse_storage: bool = False) -> Iterator[Staged]:
+    """Write ``model`` beside ``path`` and check it there; it goes away again unless the block keeps it.
 
     On any failure, an interruption included, nothing is left behind and an older file stays as it was. With
     ``sparse_storage``, weights that take fewer bytes so are written as sparse initialisers; runtimes make them dense
@@ -195,12 +219,24 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, sparse_storage: bool 
         _check_file(file, full=bool(model.meta.get(FULL_CHECK, True)))
         if sparse_storage:
             _store_sparse(model, file)
-        _move(file, out)
+        yield Staged(replace(facts(file), path=str(out)), file)
     except OSError as error:
         raise BackendError(f"'{out}' cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return facts(out)
+
+
+def size(model: ir.Model) -> int:
+    """Return the bytes that :func:`save` would write; the name of external data counts as ``model.onnx.data``.
+
+    Raises:
+        BackendError: The folder for temporary files is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            return facts(to_folder(model, Path(folder), "model.onnx")).bytes
+    except OSError as error:
+        raise BackendError(f"the model cannot be written to be measured: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -64,13 +64,14 @@ def _intervals(report: Report) -> list[tuple[str, float, float, float]]:
 def ratio_chart(report: Report) -> str | None:
     """Return what is left of every cost, and of the latency, as bars beside the original."""
     cost, times = report.cost, report.latency or {}
-    named: list[tuple[str, Any]] = [
-        ("parameters", cost.params.ratio),
-        ("nonzero weights", cost.nonzero.ratio),
-        ("FLOPs", cost.macs.ratio),
-        ("weight bytes", cost.bytes.ratio),
-        ("latency", times.get("ratio")),
-    ]
+    named: list[tuple[str, Any]] = [("latency", times.get("ratio"))]
+    if cost is not None:
+        named[:0] = [
+            ("parameters", cost.params.ratio),
+            ("nonzero weights", cost.nonzero.ratio),
+            ("FLOPs", cost.macs.ratio),
+            ("weight bytes", cost.bytes.ratio),
+        ]
     rows = [(name, float(ratio)) for name, ratio in named if isinstance(ratio, int | float)]
     if not rows:
         return None

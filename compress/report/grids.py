@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxprune.budget import MAX_BYTES, Gate
 from onnxprune.evaluate.evidence import Accuracy, Agreement
 from onnxprune.evaluate.intervals import clopper_pearson
 from onnxprune.report.figures import UNKNOWN, interval, number, percent, points, settings
@@ -24,9 +25,11 @@ class Grid:
     words: int = 1
 
 
-def cost_grid(report: Report) -> Grid:
-    """Return each cost before, after, and their ratio; FLOPs are twice the MACs."""
+def cost_grid(report: Report) -> Grid | None:
+    """Return each cost before, after, and their ratio; FLOPs are twice the MACs. None where no models are known."""
     cost = report.cost
+    if cost is None:
+        return None
     named = (
         ("parameters", cost.params, 1),
         ("nonzero weights", cost.nonzero, 1),
@@ -46,9 +49,11 @@ def agreement_grid(agreement: Agreement) -> Grid:
     named = [("same top-1", agreement.top1)]
     if agreement.top5 is not None:
         named.append(("top-1 still in top-5", agreement.top5))
-    rows = tuple((name, percent(share.rate), interval(share.low, share.high)) for name, share in named)
+    rows = [(name, percent(share.rate), interval(share.low, share.high)) for name, share in named]
+    if agreement.certified is not None:
+        rows.append(("certainly kept", percent(agreement.certified), "-"))
     level = f"{percent(agreement.top1.confidence)} interval"
-    return Grid(("agreement", "rate", level), rows)
+    return Grid(("agreement", "rate", level), tuple(rows))
 
 
 def accuracy_ends(share: float, examples: int, confidence: float) -> tuple[float, float]:
@@ -63,13 +68,24 @@ def accuracy_grid(accuracy: Accuracy, examples: int, confidence: float) -> Grid:
         ends = accuracy_ends(share, examples, confidence)
         rows.append((f"{name} top-1", percent(share), interval(*ends)))
     # The sign is the reader's: a drop of 0.3 points is a change of -0.3.
-    rows.append(("change", points(-accuracy.drop), f"p = {accuracy.mcnemar_p:.3g} (McNemar)"))
+    change = "" if accuracy.drop_low is None or accuracy.drop_high is None else change_ends(accuracy)
+    rows.append(("change", points(-accuracy.drop), change))
+    rows.append(("McNemar p", f"{accuracy.mcnemar_p:.3g}", ""))
     if accuracy.top5 is not None:
         rows.append(("original top-5", percent(accuracy.top5.original), ""))
         rows.append(("compressed top-5", percent(accuracy.top5.compressed), ""))
     rows.append(("original loss (nats)", number(accuracy.loss.original), ""))
     rows.append(("compressed loss (nats)", number(accuracy.loss.compressed), ""))
+    if accuracy.calibration_error is not None:
+        rows.append(("original calibration error", percent(accuracy.calibration_error.original), ""))
+        rows.append(("compressed calibration error", percent(accuracy.calibration_error.compressed), ""))
     return Grid(("accuracy", "figure", f"{percent(confidence)} interval"), tuple(rows))
+
+
+def change_ends(accuracy: Accuracy) -> str:
+    """Return the two ends of the change's paired interval in points; the sign is that of a change, not of a drop."""
+    low, high = -(accuracy.drop_high or 0.0), -(accuracy.drop_low or 0.0)
+    return " to ".join(points(end).removesuffix(" points") for end in (low, high))
 
 
 def class_grid(agreement: Agreement, accuracy: Accuracy | None) -> Grid:
@@ -92,6 +108,19 @@ def confusion_grid(agreement: Agreement) -> Grid:
     """Return the most frequent changes of decision."""
     rows = tuple((before, after, number(count)) for before, after, count in agreement.flips.confusion)
     return Grid(("original decided", "compressed decides", "times"), rows, words=2)
+
+
+def margin_grid(agreement: Agreement) -> Grid | None:
+    """Return examples and changed decisions by the original's margin; None where no decision changed."""
+    bins = agreement.flips.margins
+    if not any(each.flipped for each in bins):
+        return None
+    rows, before = [], 0.0
+    for each in bins:
+        share = percent(each.flipped / each.examples) if each.examples else "-"
+        rows.append((f"{100 * before:g}-{percent(each.up_to)}", number(each.examples), number(each.flipped), share))
+        before = each.up_to
+    return Grid(("original's margin", "examples", "changed", "share"), tuple(rows))
 
 
 def flip_grid(agreement: Agreement) -> Grid:
@@ -187,10 +216,16 @@ def search_grid(step: Step) -> Grid | None:
 def gate_grid(report: Report) -> Grid:
     """Return every gate, what was wanted and what was got."""
     rows = tuple(
-        (gate.name, number(gate.wanted), UNKNOWN if gate.got is None else f"{gate.got:.6g}", _met(gate.met))
-        for gate in report.gates
+        (gate.name, _bound(gate, gate.wanted), _bound(gate, gate.got), _met(gate.met)) for gate in report.gates
     )
     return Grid(("gate", "wanted", "got", "met"), rows)
+
+
+def _bound(gate: Gate, figure: float | None) -> str:
+    """Write a gate's figure: whole bytes, and six digits elsewhere, so that a near miss shows."""
+    if figure is None:
+        return UNKNOWN
+    return number(round(figure)) if gate.name == MAX_BYTES else f"{figure:.6g}"
 
 
 def data_grid(report: Report) -> Grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from onnxprune.report.figures import number
+from onnxprune.report.figures import amount, number
 from onnxprune.report.grids import (
     WORST_CLASSES,
     Grid,
@@ -17,14 +17,16 @@ from onnxprune.report.grids import (
     data_grid,
     gate_grid,
     layer_grid,
+    margin_grid,
     output_grid,
     pair_grid,
     search_grid,
     skipped_grid,
     step_grid,
 )
+from onnxprune.report.kind_grids import kind_grids
 from onnxprune.report.report import SCHEMA, Report, Step
-from onnxprune.report.verdict import flips_sentence, latency_sentence, remarks, verdict, worst_class
+from onnxprune.report.verdict import flips_sentence, latency_sentence, margins_sentence, remarks, verdict, worst_class
 
 
 def markdown(report: Report) -> str:
@@ -34,8 +36,7 @@ def markdown(report: Report) -> str:
         f"**{verdict(report)}**",
         *remarks(report),
         *_models(report),
-        "## Cost",
-        grid_text(cost_grid(report)),
+        *_cost(report),
         *_gates(report),
         *_decisions(report),
         *_outputs(report),
@@ -48,9 +49,36 @@ def markdown(report: Report) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def summary(report: Report) -> str:
+    """Return the report in short, for a place that gathers results such as a job's page: verdict, gates, cost."""
+    agreement = report.agreement
+    kept = () if agreement is None else (flips_sentence(agreement), worst_class(agreement))
+    blocks = [
+        f"# onnxprune: {_state(report)}",
+        f"**{verdict(report)}**",
+        *remarks(report),
+        *_models(report),
+        *_gates(report),
+        *_cost(report),
+        _text(" ".join(filter(None, (*kept, latency_sentence(report))))),
+        *_warnings(report),
+    ]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _state(report: Report) -> str:
+    if not report.gates:
+        return "no gate was asked for"
+    count = len(report.gates)
+    if report.met:
+        return "the gate is met" if count == 1 else f"all {count} gates are met"
+    return f"{sum(not gate.met for gate in report.gates)} of {amount(count, 'gate')} NOT met"
+
+
 def _models(report: Report) -> Iterator[str]:
     source = report.source
-    lines = [f"- source: {code_text(source.path)}, opset {source.opset}, sha256 {source.sha256}"]
+    opset = "" if source.opset is None else f", opset {source.opset}"
+    lines = [f"- source: {code_text(source.path)}{opset}, sha256 {source.sha256}"]
     if report.result is None:
         lines.append("- result: no model was written")
     else:
@@ -59,6 +87,13 @@ def _models(report: Report) -> Iterator[str]:
     if report.recipe is not None:
         lines.append(f"- recipe: {code_text(report.recipe)}")
     yield "\n".join(lines)
+
+
+def _cost(report: Report) -> Iterator[str]:
+    cost = cost_grid(report)
+    if cost is not None:
+        yield "## Cost"
+        yield grid_text(cost)
 
 
 def _gates(report: Report) -> Iterator[str]:
@@ -77,6 +112,10 @@ def _decisions(report: Report) -> Iterator[str]:
     yield _text(" ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
     if agreement.flips.confusion:
         yield grid_text(confusion_grid(agreement))
+    closeness, margins = margins_sentence(agreement), margin_grid(agreement)
+    if closeness is not None and margins is not None:
+        yield _text(closeness)
+        yield grid_text(margins)
     if accuracy is not None:
         yield "## Accuracy"
         yield grid_text(accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
@@ -92,6 +131,7 @@ def _outputs(report: Report) -> Iterator[str]:
         return
     yield "## Outputs"
     yield grid_text(output_grid(report))
+    yield from map(grid_text, kind_grids(report.outputs))
     if report.output_error is not None and report.output_error.kl is not None:
         yield f"Mean KL divergence from the original: {number(report.output_error.kl)} nats."
 

@@ -21,11 +21,13 @@ from onnxprune.report.grids import (
     flip_grid,
     latency_grid,
     list_grids,
+    margin_grid,
     output_grid,
     pair_grid,
     skipped_grid,
     step_grid,
 )
+from onnxprune.report.kind_grids import kind_grids
 from onnxprune.report.report import SCHEMA, Report, Step
 from onnxprune.report.verdict import (
     MADE_UP_DATA,
@@ -33,6 +35,7 @@ from onnxprune.report.verdict import (
     data_sentence,
     flips_sentence,
     latency_sentence,
+    margins_sentence,
     only_zeros,
     outcome,
     search_sentence,
@@ -120,8 +123,11 @@ def _tables(report: Report) -> dict[str, Any]:
         if agreement is None
         else " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))),
         "confusion": confusion_grid(agreement) if agreement is not None and flips and flips.confusion else None,
+        "closeness": None if agreement is None else margins_sentence(agreement),
+        "margins": None if agreement is None else margin_grid(agreement),
         "flips": flip_grid(agreement) if agreement is not None and flips and flips.examples else None,
         "outputs": output_grid(report) if report.outputs else None,
+        "kinds": kind_grids(report.outputs),
         "kl": None if report.output_error is None else report.output_error.kl,
         "after_steps": step_grid(report, full=True) if report.steps else None,
         "latency": latency_grid(report),

@@ -18,16 +18,16 @@ _TRIAL: Final = frozenset({"size", "agreement", "low", "met"})
 
 @dataclass(frozen=True)
 class Source:
-    """The model that was read."""
+    """The model that was read, or the file of its outputs, which has no opset."""
 
     path: str
     sha256: str
-    opset: int
+    opset: int | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """The model that was written."""
+    """The model that was written, or the file of its outputs."""
 
     path: str
     sha256: str
@@ -141,13 +141,16 @@ class DataUsed:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model and to its decisions; ``recipe`` is None for a plain comparison."""
+    """What was done to a model and to its decisions.
+
+    ``recipe`` is None for a plain comparison, ``cost`` where outputs were compared, with no models at hand.
+    """
 
     source: Source
     result: Result | None
     recipe: str | None
     steps: tuple[Step, ...]
-    cost: Cost
+    cost: Cost | None
     data: DataUsed
     agreement: Agreement | None = None
     accuracy: Accuracy | None = None

@@ -61,6 +61,7 @@ class Point:
     def of(cls, recipe: str, target: Target, report: Report, seconds: float, path: Path | None) -> Point:
         """Return the point that a report tells of."""
         cost, latency = report.cost, report.latency or {}
+        assert cost is not None
         right, error = report.accuracy, report.output_error
         return cls(
             recipe, str(target), str(report.recipe),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.report.grids import Grid, accuracy_grid, agreement_grid, cost_grid, step_grid
+from onnxprune.report.kind_grids import kind_grids
 from onnxprune.report.report import Report
 from onnxprune.report.verdict import (
     agreement_sentence,
     data_sentence,
     flips_sentence,
     latency_sentence,
+    margins_sentence,
     remarks,
     search_sentence,
     verdict,
@@ -31,13 +33,22 @@ def render(report: Report, console: Console) -> None:
     say(console, verdict(report), "bold")
     for remark in remarks(report):
         say(console, remark, "yellow")
-    show_grid(console, cost_grid(report))
+    cost = cost_grid(report)
+    if cost is not None:
+        show_grid(console, cost)
     if agreement is not None:
         show_grid(console, agreement_grid(agreement))
         if accuracy is not None:
             show_grid(console, accuracy_grid(accuracy, agreement.examples, agreement.top1.confidence))
         console.print()
-        say(console, " ".join(filter(None, (flips_sentence(agreement), worst_class(agreement)))))
+        say(
+            console,
+            " ".join(filter(None, (flips_sentence(agreement), margins_sentence(agreement), worst_class(agreement)))),
+        )
+    for grid in kind_grids(report.outputs):
+        show_grid(console, grid)
+    if agreement is None and report.outputs:
+        console.print()
     say(console, data_sentence(report))
     timed = latency_sentence(report)
     if timed is not None:

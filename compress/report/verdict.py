@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxprune.evaluate.evidence import Agreement
 from onnxprune.report.figures import UNKNOWN, amount, interval, number, percent, settings
+from onnxprune.report.kind_grids import kind_sentence
 from onnxprune.report.report import Report, Step
 
 SMALLER_NOT_FASTER = (
@@ -37,6 +38,8 @@ def remarks(report: Report) -> list[str]:
 
 def only_zeros(report: Report) -> bool:
     """Tell whether the recipe made zeros and nothing that would run faster."""
+    if report.cost is None:
+        return False
     macs, nonzero = report.cost.macs.ratio, report.cost.nonzero.ratio
     return macs == 1 and nonzero is not None and nonzero < 1
 
@@ -68,6 +71,19 @@ def worst_class(agreement: Agreement) -> str | None:
     worst = min(agreement.per_class, key=lambda each: (each.high, each.rate))
     kept = f"{percent(worst.rate)} of {amount(worst.count, 'decision')} kept"
     return f"Worst class: {worst.label} ({kept}, {interval(worst.low, worst.high)})."
+
+
+def margins_sentence(agreement: Agreement) -> str | None:
+    """Say how many of the changes were near-ties of the original; None where no decision changed."""
+    closest = next(iter(agreement.flips.margins), None)
+    changed = sum(each.flipped for each in agreement.flips.margins)
+    if closest is None or not changed:
+        return None
+    return (
+        f"{closest.flipped:,} of {amount(changed, 'change')} {'is a near-tie' if changed == 1 else 'are near-ties'}: "
+        f"the original's second choice was at most {100 * closest.up_to:g} points behind "
+        f"({amount(closest.examples, 'example')} of {agreement.examples:,})."
+    )
 
 
 def search_sentence(step: Step) -> str | None:
@@ -109,6 +125,8 @@ def latency_sentence(report: Report) -> str | None:
 def size_sentences(report: Report) -> list[str]:
     """Say which costs fell, and which did not."""
     cost = report.cost
+    if cost is None:
+        return []
     named = (
         ("FLOPs", cost.macs.ratio),
         ("parameters", cost.params.ratio),
@@ -145,6 +163,8 @@ def speed_sentence(report: Report) -> str | None:
 
 def _fell(report: Report) -> bool:
     cost = report.cost
+    if cost is None:
+        return False
     changes = (cost.params, cost.nonzero, cost.macs, cost.bytes)
     return any(each.ratio is not None and each.ratio < 1 for each in changes)
 
@@ -155,8 +175,11 @@ def _decisions(report: Report) -> str:
         kept = f"{report.agreement.flips.kept:,} of {amount(report.agreement.examples, 'decision')} kept"
         level = percent(top1.confidence)
         return f"{kept} ({percent(top1.rate)}, {level} interval {interval(top1.low, top1.high)})"
+    said = [] if (told := kind_sentence(report.outputs)) is None else [told]
     if report.output_error is not None and report.output_error.rel_l2 is not None:
-        return f"outputs moved by {percent(report.output_error.rel_l2)} (relative L2)"
+        said.append(f"outputs moved by {percent(report.output_error.rel_l2)} (relative L2)")
+    if said:
+        return "; ".join(said)
     return "decisions not judged"
 
 
@@ -168,6 +191,8 @@ def _accuracy(report: Report) -> str:
 
 def _size(report: Report) -> str:
     cost = report.cost
+    if cost is None:
+        return ""
     named = [("FLOPs", cost.macs.ratio), ("parameters", cost.params.ratio)]
     if cost.nonzero.ratio != cost.params.ratio:
         named.append(("nonzero weights", cost.nonzero.ratio))

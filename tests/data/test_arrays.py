@@ -140,6 +140,9 @@ def test_arrays_that_do_not_fit(data: Any, inputs: list[InputSpec], message: str
         (np.zeros((), int), "labels 'y' have shape (); [n] or [n,1] is needed"),
         (np.array([0, -1, 2]), "label -1 of example 1 is no class index; those start at 0"),
         (np.array([0, 2**63, 2], np.uint64), "label 9223372036854775808 of example 1 is no class index; those start at 0"),
+        (ones(4), "4 labels in 'y' for 3 examples; one per example is needed"),
+        (np.zeros((4, 2, 2), int), "4 labels in 'y' for 3 examples; one per example is needed"),
+        (np.array([1.0, np.nan, 2.0]), "labels 'y' hold NaN or infinity; finite numbers are needed"),
         (np.array(["a", "b", "c"]), "labels 'y' hold <U1; class indices (whole numbers) are needed"),
     ],
 )  # fmt: skip
@@ -152,7 +155,13 @@ def test_labels_in_a_column_and_real_ones() -> None:
     assert column.labels is not None and column.labels.tolist() == [2, 0, 1]
     real = open_data({"x": ones(3, 1, 4, 4), "y": ones(3)}, ONE)
     assert real.labels is None
-    assert real.warnings == ("arrays in memory: 'y' holds real numbers (float32), not class indices; it was not used",)
+    assert real.targets is not None and real.targets.tolist() == [1.0, 1.0, 1.0]
+    assert real.warnings == ()
+    maps = open_data({"x": ones(3, 1, 4, 4), "y": np.arange(12).reshape(3, 2, 2)}, ONE).take([2, 0])
+    assert maps.labels is None and maps.targets is not None and maps.targets[:, 0, 0].tolist() == [8, 0]
+    batches = list(maps.batches(1))
+    assert [batch.labels for batch in batches] == [None, None]
+    assert batches[1].targets is not None and batches[1].targets.tolist() == [[[0, 1], [2, 3]]]
 
 
 def test_an_input_called_y_is_an_input() -> None:

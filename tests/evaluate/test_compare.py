@@ -49,7 +49,7 @@ def test_the_golden_case() -> None:
     assert (agreement.top1.low, agreement.top1.high) == clopper_pearson(3, 4, 0.95)
     assert agreement.top1.method == "clopper-pearson"
     assert agreement.top5 is None
-    assert replace(agreement.flips, examples=()) == Flips(3, 1, 0, 0, 1, (("1", "2", 1),))
+    assert replace(agreement.flips, examples=(), margins=()) == Flips(3, 1, 0, 0, 1, (("1", "2", 1),))
     assert (accuracy.original, accuracy.compressed, accuracy.drop) == (0.75, 0.5, 0.25)
     assert accuracy.mcnemar_p == mcnemar_p(1, 0)
     # The bound |accuracy change| <= 1 - agreement is tight here.
@@ -73,7 +73,7 @@ def test_a_model_agrees_with_itself() -> None:
     assert evidence.agreement.top1.rate == 1
     assert evidence.agreement.top5 is not None
     assert evidence.agreement.top5.rate == 1
-    assert evidence.agreement.flips == Flips(40, None, None, None, 0, ())
+    assert replace(evidence.agreement.flips, margins=()) == Flips(40, None, None, None, 0, ())
     assert evidence.accuracy is None
     assert evidence.output_error is not None
     assert astuple(evidence.output_error) == pytest.approx((0, 0, 0, 1, 0), abs=1e-12)
@@ -148,7 +148,7 @@ def test_nan_in_the_compressed_model_is_a_changed_decision_and_warned_about() ->
     after[1, 0] = np.nan
     evidence = compared(before, after, np.array([0, 1, 2]))
     assert evidence.agreement is not None
-    assert replace(evidence.agreement.flips, examples=()) == Flips(2, 1, 0, 0, 1, (("1", "NaN", 1),))
+    assert replace(evidence.agreement.flips, examples=(), margins=()) == Flips(2, 1, 0, 0, 1, (("1", "NaN", 1),))
     assert [(each.index, each.after) for each in evidence.agreement.flips.examples] == [(1, "NaN")]
     assert evidence.accuracy is not None
     assert evidence.accuracy.compressed == pytest.approx(2 / 3)

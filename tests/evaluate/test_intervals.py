@@ -17,6 +17,7 @@ from onnxprune.evaluate.intervals import (
     lower_bound,
     mcnemar_p,
     most_flips,
+    paired_difference,
     wilson,
 )
 from onnxprune.evaluate.scores import decide
@@ -44,6 +45,38 @@ def test_the_one_sided_bound_equals_scipys(hits: int, n: int, confidence: float)
 def test_mcnemar_equals_the_binomial_test(lost: int, gained: int) -> None:
     golden = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
     assert mcnemar_p(lost, gained) == pytest.approx(golden, rel=1e-10)
+
+
+def test_the_paired_interval_is_newcombes() -> None:
+    # The worked example of Newcombe (1998), method 10.
+    assert paired_difference(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 1), (90, 4, 1, 5), (0, 3, 3, 0), (50, 0, 0, 50), (357, 3, 0, 0)])
+def test_the_paired_interval_holds_the_drop_and_turns_with_the_models(counts: tuple[int, int, int, int]) -> None:
+    both, lost, gained, neither = counts
+    low, high = paired_difference(*counts)
+    assert -1 <= low <= (lost - gained) / sum(counts) <= high <= 1
+    assert low < high
+    assert paired_difference(both, gained, lost, neither) == pytest.approx((-high, -low), abs=1e-12)
+
+
+@pytest.mark.parametrize("chances", [(0.8, 0.06, 0.03, 0.11), (0.9, 0.02, 0.02, 0.06), (0.5, 0.2, 0.1, 0.2)])
+def test_the_paired_interval_covers_the_true_drop(chances: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    true = chances[1] - chances[2]
+    covered = 0
+    for counts in rng.multinomial(100, chances, 2000):
+        low, high = paired_difference(*counts.tolist())
+        covered += low <= true <= high
+    assert covered / 2000 >= 0.935
+
+
+def test_the_paired_interval_refuses_negative_counts_and_no_examples() -> None:
+    with pytest.raises(DataError, match="negative"):
+        paired_difference(3, -1, 0, 2)
+    with pytest.raises(DataError, match="at least one example"):
+        paired_difference(0, 0, 0, 0)
 
 
 def test_all_of_n_prove_the_nth_root() -> None:

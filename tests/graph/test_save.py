@@ -351,3 +351,27 @@ def test_force_never_overwrites_the_data_of_the_source(tmp_path: Path, conv_net:
 def test_checking_an_output_leaves_nothing_there(tmp_path: Path) -> None:
     io.check_output(tmp_path / "r.onnx", source=None, force=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_staged_model_stays_only_where_it_is_kept(tmp_path: Path, outside: Path) -> None:
+    model, folder = io.load(outside), tmp_path / "results"
+    folder.mkdir()
+    out = folder / "out.onnx"
+    with io.staged(model, out) as waiting:
+        assert not out.exists()
+        size = waiting.facts.bytes
+    assert list(folder.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), io.staged(model, out):
+        raise KeyboardInterrupt
+    assert list(folder.iterdir()) == []
+    with io.staged(model, out) as waiting:
+        waiting.keep()
+    assert io.facts(out) == waiting.facts
+    assert waiting.facts.bytes == size == sum(each.stat().st_size for each in folder.iterdir())
+
+
+def test_a_model_is_measured_without_being_written(tmp_path: Path, conv_net_path: Path, outside: Path) -> None:
+    model = io.load(conv_net_path)
+    assert io.size(model) == io.save(model, tmp_path / "inline.onnx").bytes
+    model = io.load(outside)
+    assert io.size(model) == io.save(model, tmp_path / "model.onnx").bytes

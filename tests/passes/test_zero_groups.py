@@ -296,3 +296,14 @@ def test_masked_filters_of_another_pass_are_removed(net: Any, apply: Any, run_mo
 def test_refusals(text: str, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         recipe.parse(text.replace("\\(", "[") if "re:" in text else text)
+
+
+def test_the_plan_says_what_would_go(net: Any) -> None:
+    from onnxprune.api.planning import plan
+
+    found = plan(chain(net, 0), "zero_groups")[0]
+    assert found.notes == ("2 channels would go, outputs as they are",)
+    assert [(row["width"], row["kept"]) for row in found.rows] == [(12, 10)]
+    padded = plan(chain(net, 1), "zero_groups")[0]
+    assert padded.notes == ("0 channels would go, outputs as they are",)
+    assert "border=accept removes them" in padded.skipped["one"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxprune.budget import bytes_gate, latency_gate
 from onnxprune.data import Examples, Preprocess
 from onnxprune.evaluate.compare import Comparison
 from onnxprune.evaluate.evidence import Evidence
@@ -268,3 +270,32 @@ def test_apply_and_compare_write_pages_with_pictures(tmp_path: Path, conv_net_pa
         done = CliRunner().invoke(main, [str(word) for word in run])
         assert done.exit_code == 0, done.output
         assert "data:image/png;base64," in (tmp_path / name).read_text("utf-8")
+
+
+def test_paper_gets_light_colours_whole_rows_and_unfolded_tables(full_report: Report) -> None:
+    text = page(full_report)
+    style = text[text.index("<style>") : text.index("</style>")]
+    dark, paper = style.index("@media (prefers-color-scheme:dark)"), style.index("@media print")
+    assert dark < paper  # the later rule decides, in a dark browser too
+    printed = style[paper:]
+    for rule in (
+        "color-scheme:light;--ground:#fff", "max-height:none", "thead{display:table-header-group}", "tr,",
+        "break-inside:avoid", "details::details-content{content-visibility:visible",
+    ):  # fmt: skip
+        assert rule in printed
+    assert not re.search(r"[;{]height:\s*\d", style.replace("width:84px;height:84px", ""))
+
+
+def test_the_gates_of_a_release_read_well(full_report: Report) -> None:
+    gates = (
+        bytes_gate(2_000_001, 2_000_000),
+        latency_gate(0.9123456, 0.9, "ratio 0.85, 95 % interval"),
+        latency_gate(None, 0.9, "no clock"),
+    )
+    text = " ".join(read(replace(full_report, gates=gates)).text.split())
+    assert "3 of 3 gates NOT met" in text
+    assert "NOT met : file of at most 2,000,000 bytes: 2,000,001 bytes " in text
+    assert (
+        "NOT met : latency ratio at most 0.9: upper end of the interval 0.912346 (ratio 0.85, 95 % interval) " in text
+    )
+    assert "NOT met : latency ratio at most 0.9: could not be measured (no clock) " in text

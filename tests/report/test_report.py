@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import DataError
+from onnxprune.report.markdown import markdown
+from onnxprune.report.page import page
 from onnxprune.report.report import SCHEMA, Change, Cost, Figures, Report, Step
 
 KEYS = [
@@ -62,8 +65,19 @@ def test_the_schema_knows_the_same_keys_everywhere(validator: jsonschema.Draft20
     assert validator.schema["properties"]["schema"] == {"const": SCHEMA}
     objects = [validator.schema, *validator.schema["$defs"].values()]
     fixed = [each for each in objects if "properties" in each]
-    assert len(fixed) == 14
+    assert len(fixed) == 19
     assert all(each["additionalProperties"] is False for each in fixed)
+
+
+def test_the_page_in_docs_names_every_key(validator: jsonschema.Draft202012Validator) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", text))))
+    keys = {key for each in validator.schema["$defs"].values() for key in each.get("properties", ())}
+    plain = {
+        "params", "nonzero", "macs", "bytes", "label", "count", "node", "reason", "pass", "options", "seconds",
+        "kept", "lost", "gained", "changed_wrong", "original", "compressed",
+    }  # fmt: skip
+    assert sorted((keys | set(KEYS)) - named - plain) == []
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -114,6 +128,7 @@ def test_keys_come_in_the_schemas_order(full_report: Report) -> None:
         "count",
         "confusion",
         "examples",
+        "margins",
     ]
     assert plain["agreement"]["flips"]["confusion"] == [["digit 8", "digit 3", 2], ["digit 8", "digit 1", 1]]
 
@@ -132,10 +147,16 @@ def test_a_report_from_before_flips_were_named_can_be_read(
 ) -> None:
     plain = full_report.to_dict()
     assert [each["index"] for each in plain["agreement"]["flips"].pop("examples")] == [8, 18, 28]
+    del plain["agreement"]["flips"]["margins"], plain["agreement"]["certified"]
+    for key in ("drop_low", "drop_high", "calibration_error"):
+        del plain["accuracy"][key]
     assert errors(validator, plain) == []
-    agreement = Report.from_dict(plain).agreement
-    assert agreement is not None
-    assert agreement.flips.examples == ()
+    report = Report.from_dict(plain)
+    assert report.agreement is not None and report.accuracy is not None
+    assert (report.agreement.flips.examples, report.agreement.flips.margins) == ((), ())
+    assert (report.agreement.certified, report.accuracy.drop_low, report.accuracy.calibration_error) == (None,) * 3
+    assert "| change | -0.83 points |  |" in markdown(report)
+    assert "<td>change</td>" in page(report)
 
 
 def test_the_same_report_gives_the_same_bytes_whatever_held_the_numbers(bare_report: Report) -> None:
@@ -199,7 +220,8 @@ def test_a_report_is_met_when_every_gate_is(full_report: Report, bare_report: Re
         (
             ("outputs", 0, "kind"),
             "box",
-            "report.outputs[0].kind: found 'box'; accepted are 'class scores', 'values', 'discrete'",
+            "report.outputs[0].kind: found 'box'; accepted are 'class scores', 'class maps', 'values', 'embedding', "
+            "'discrete'",
         ),
         (
             ("agreement", "flips", "confusion", 0),
