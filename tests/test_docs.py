@@ -102,3 +102,8 @@ def test_the_page_on_recipes_names_every_key_of_the_metadata() -> None:
     keys = [value for name, value in vars(provenance).items() if name.isupper() and str(value).startswith("onnxprune.")]
     assert len(keys) == 8
     assert all(f"| `{key}` |" in page for key in keys)
+
+
+def test_the_schema_in_the_docs_is_the_one_that_is_installed() -> None:
+    text = (ROOT / "compress" / "report" / "schema.json").read_bytes()
+    assert (ROOT / "docs" / "report.schema.json").read_bytes() == text

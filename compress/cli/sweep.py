@@ -47,7 +47,9 @@ worked out once. Exit status: 0 done, 1 a size was not reached, 2 usage, 3 unusa
 @click.option("--out", "folder", metavar="DIR", help="write every model into this folder, which exists")
 @click.option("--force", is_flag=True, help="overwrite models in --out")
 @click.option("--plot", metavar="F.svg", help="draw agreement against FLOPs, bytes and latency")
-@click.option("--report", "reports", multiple=True, metavar="FILE", help="write the table as .json or .md (repeatable)")
+@click.option(
+    "--report", "reports", multiple=True, metavar="FILE", help="write the table as .json, .md or .html (repeatable)"
+)
 @click.option("--json", "as_json", is_flag=True, help="print the table as JSON on stdout")
 @run_options
 @click.pass_context

@@ -10,7 +10,7 @@ from onnxprune.budget import MAX_BYTES, Gate
 from onnxprune.evaluate.evidence import Accuracy, Agreement
 from onnxprune.evaluate.intervals import clopper_pearson
 from onnxprune.report.figures import UNKNOWN, interval, number, percent, points, settings
-from onnxprune.report.report import Report, Step
+from onnxprune.report.report import DataUsed, Report, Step
 
 WORST_CLASSES = 50
 """How many classes a table shows, the worst first; the JSON report has them all."""
@@ -228,11 +228,11 @@ def _bound(gate: Gate, figure: float | None) -> str:
     return number(round(figure)) if gate.name == MAX_BYTES else f"{figure:.6g}"
 
 
-def data_grid(report: Report) -> Grid:
+def data_grid(data: DataUsed) -> Grid:
     """Return the examples of both sides."""
-    named = [("calibration", report.data.calib), ("evaluation", report.data.eval)]
-    if report.data.choosing is not None:
-        named.insert(1, ("choosing", report.data.choosing))
+    named = [("calibration", data.calib), ("evaluation", data.eval)]
+    if data.choosing is not None:
+        named.insert(1, ("choosing", data.choosing))
     rows = tuple(
         (name, side.source, number(side.examples), side.sha256 or UNKNOWN) if side else (name, "none", "0", "-")
         for name, side in named

@@ -173,7 +173,7 @@ def _latency(report: Report) -> Iterator[str]:
 
 def _data(report: Report) -> Iterator[str]:
     yield "## Data"
-    yield grid_text(data_grid(report))
+    yield grid_text(data_grid(report.data))
 
 
 def _warnings(report: Report) -> Iterator[str]:

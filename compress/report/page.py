@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.report import charts
-from onnxprune.report.figures import number, percent
 from onnxprune.report.grids import (
     WORST_CLASSES,
     Grid,
@@ -29,6 +27,7 @@ from onnxprune.report.grids import (
 )
 from onnxprune.report.kind_grids import kind_grids
 from onnxprune.report.report import SCHEMA, Report, Step
+from onnxprune.report.templates import template
 from onnxprune.report.verdict import (
     MADE_UP_DATA,
     SMALLER_NOT_FASTER,
@@ -58,21 +57,14 @@ def page(report: Report, pictures: Mapping[int, str] | None = None) -> str:
         report: the report.
         pictures: PNG data URIs by the index of a changed decision (see ``report.pictures``); others have none.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = percent
-    environment.filters["number"] = number
-    text = importlib.resources.files("onnxprune.report").joinpath("page.html").read_text("utf-8")
     drawn = {
         "ratios": charts.ratio_chart(report),
         "intervals": charts.interval_chart(report),
         "classes": charts.class_chart(report),
     }
-    return environment.from_string(text).render(
+    return template("page.html").render(
         report=report,
         charts={name: None if svg is None else Markup(svg) for name, svg in drawn.items()},
         steps=[_step(step, place) for place, step in enumerate(report.steps, 1)],
@@ -132,7 +124,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "after_steps": step_grid(report, full=True) if report.steps else None,
         "latency": latency_grid(report),
         "timed": latency_sentence(report),
-        "data": data_grid(report),
+        "data": data_grid(report.data),
         "data_said": "" if report.data.eval is None else data_sentence(report),
         "made_with": pair_grid("fact", {**facts, "schema": SCHEMA}),
     }

@@ -21,11 +21,11 @@ from onnxprune.report.plots import check_plot_path, write_svg
 from onnxprune.report.report import DataUsed, Report, Source
 from onnxprune.report.write import check_report_path
 
-FORMS = (".json", ".md")
+FORMS = (".json", ".md", ".html")
 """The suffixes that a sweep can be written with."""
 
 SCHEMA: Final = "onnxprune.sweep/1"
-_AXES = (("flops", "FLOPs"), ("bytes", "weight bytes"), ("latency", "latency"))
+AXES: Final = (("flops", "FLOPs"), ("bytes", "weight bytes"), ("latency", "latency"))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def sweep_grid(sweep: Sweep) -> Grid:
         columns.append(("accuracy", [percent(p.accuracy) for p in sweep.points]))
         columns.append(("change", ["-" if p.drop is None else points(-p.drop) for p in sweep.points]))
     columns.append(("s", [f"{p.seconds:.0f}" for p in sweep.points]))
-    return Grid(tuple(name for name, _ in columns), tuple(zip(*(cells for _, cells in columns), strict=True)))
+    rows = tuple(zip(*(cells for _, cells in columns), strict=True))
+    return Grid(tuple(name for name, _ in columns), rows, words=2)
 
 
 def brief_grid(rows: Sequence[Point]) -> Grid:
@@ -154,29 +155,41 @@ def _agreement(point: Point) -> str:
     return "-" if rate is None else f"{percent(rate.rate)} ({interval(rate.low, rate.high).removesuffix(' %')})"
 
 
+def judged_on(sweep: Sweep) -> str:
+    """Say what all points were judged on."""
+    used = sweep.data.eval
+    return "" if used is None else f"Judged on {number(used.examples)} examples of {used.source}."
+
+
 def sweep_markdown(sweep: Sweep) -> str:
     """Return the sweep as Markdown text."""
-    judged = sweep.data.eval
-    told = "" if judged is None else f"Judged on {number(judged.examples)} examples of {code_text(judged.source)}."
     blocks = [
         "# Sweep",
         f"{code_text(sweep.source.path)}, sha256 {sweep.source.sha256}",
         grid_text(sweep_grid(sweep)),
-        f"{told} FLOPs, params, bytes and latency are ratios to the source model.".strip(),
+        f"{judged_on(sweep)} FLOPs, params, bytes and latency are ratios to the source model.".strip(),
         "\n".join(f"- {warning}" for warning in sweep.warnings),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def write_sweep(sweep: Sweep, path: str | os.PathLike[str]) -> None:
-    """Write the sweep as .json or .md, at once or not at all.
+    """Write the sweep as .json, .md or .html, at once or not at all.
 
     Raises:
         OptionError: The path cannot take a report.
         BackendError: It cannot be written.
     """
     target = check_report_path(path, FORMS)
-    text = sweep.to_json() if target.suffix.lower() == ".json" else sweep_markdown(sweep)
+    match target.suffix.lower():
+        case ".json":
+            text = sweep.to_json()
+        case ".md":
+            text = sweep_markdown(sweep)
+        case _:
+            from onnxprune.report.sweep_page import sweep_page
+
+            text = sweep_page(sweep)
     with io.replaced(target) as file:
         file.write(text.encode())
 
@@ -196,8 +209,8 @@ def write_sweep_plot(sweep: Sweep, path: str | os.PathLike[str]) -> None:
 
 
 def _draw(figure: Any, judged: Sequence[Point], name: str) -> None:
-    panels = figure.subplots(1, len(_AXES), sharey=True)
-    for panel, (field, label) in zip(panels, _AXES, strict=True):
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    for panel, (field, label) in zip(panels, AXES, strict=True):
         for recipe in dict.fromkeys(point.recipe for point in judged):
             rows = [p for p in judged if p.recipe == recipe and getattr(p, field) is not None]
             rows.sort(key=lambda p, of=field: float(getattr(p, of)))  # type: ignore[misc]

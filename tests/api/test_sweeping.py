@@ -20,6 +20,7 @@ from onnxprune.errors import OptionError
 from onnxprune.evaluate import streaming
 from onnxprune.graph import io
 from onnxprune.report.sweep import sweep_markdown, write_sweep_plot
+from onnxprune.report.sweep_page import sweep_page
 
 OPTIONS = Options(calib_examples=300)
 
@@ -127,6 +128,10 @@ def test_views(model: Path, feeds: Any, tmp_path: Path) -> None:
         write_sweep_plot(found, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "http" not in (tmp_path / "a.svg").read_text().replace("http://www.w3.org", "")
+    page = sweep_page(found)
+    assert page == sweep_page(found)
+    assert page.count("<svg") == 3 and "http" not in page and "<script" not in page
+    assert "circles: id; squares: filters." in page
     plain = json.loads(found.to_json())
     assert plain["schema"] == "onnxprune.sweep/1" and plain["met"] is found.met
     assert [p["recipe"] for p in plain["points"]] == ["id", "id", "filters", "filters"]
@@ -148,8 +153,10 @@ def test_the_command(model: Path, digits: Any, tmp_path: Path) -> None:
         "--plot",
         str(tmp_path / "s.svg"),
     ]
+    given += ["--report", str(tmp_path / "s.html")]
     ran = CliRunner().invoke(main, given)
     assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "s.html").read_text().startswith("<!DOCTYPE html>")
     assert "flops=0.8" in ran.stdout
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["id_flops=0.5.onnx", "id_flops=0.8.onnx"]
     for path in (tmp_path / "models").iterdir():
