@@ -105,5 +105,5 @@ def test_the_page_on_recipes_names_every_key_of_the_metadata() -> None:
 
 
 def test_the_schema_in_the_docs_is_the_one_that_is_installed() -> None:
-    text = (ROOT / "compress" / "report" / "schema.json").read_bytes()
-    assert (ROOT / "docs" / "report.schema.json").read_bytes() == text
+    text = (PAGE.parents[1] / "compress" / "report" / "schema.json").read_bytes()
+    assert PAGE.with_name("report.schema.json").read_bytes() == text
