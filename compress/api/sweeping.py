@@ -28,6 +28,9 @@ from onnxprune.graph.cost import Cost, measure
 from onnxprune.report.sweep import Point, Sweep
 from onnxprune.runtime.operators import unknown_operators
 
+# Bytes of evaluation examples that are kept as arrays.
+_ROOM = 1 << 29
+
 
 def sweep(
     model: ModelLike,
@@ -86,6 +89,8 @@ def points(
     if folder is not None:
         paths = _paths(Path(folder), recipes_in_full, model, force=force)
     opened = open_run(model, chain(*recipes_in_full), sources, chosen, choosing=False)
+    # Every point reads them again.
+    opened = replace(opened, evaluation=opened.evaluation.held(_ROOM))
     shared = _Shared(opened, chosen)
     for (text, target, items), path in zip(runs, paths, strict=True):
         start = time.perf_counter()
