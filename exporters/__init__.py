@@ -1,1 +1,1 @@
-"""From PyTorch to ONNX (needs the train extra)."""
+"""From PyTorch to ONNX and back (needs the train extra)."""

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,14 @@ import torch
 from torch import nn
 
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.exporters import torchscript
 from onnxprune.exporters.tidy import name_after_parameters, strip_traces
 from onnxprune.graph import io
 from onnxprune.runtime.session import Settings, open_session
 
-__all__ = ["OPSETS", "Exported", "check_opset", "export"]
+__all__ = ["OPSETS", "Exported", "Exporter", "check_opset", "export"]
+
+Exporter = Literal["dynamo", "torchscript"]
 
 OPSETS = (18, 23)  # below 18 torch silently writes 18; above 23 ONNX Runtime has no kernels yet
 TOLERANCE = 1e-4  # largest difference to torch, relative to the largest output
@@ -57,6 +61,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     opset: int = 20,
+    exporter: Exporter = "dynamo",
     input_name: str = "input",
     output_name: str = "logits",
     fold_bn: bool = True,
@@ -74,6 +79,8 @@ def export(
         example_shape: Shape of one float32 example, without the batch axis.
         path: The file to write; its folder must exist.
         opset: Version of the default operator set.
+        exporter: ``dynamo``, or ``torchscript`` for modules that the former refuses; it follows one run and freezes
+            branches that depend on values.
         input_name: Name of the graph input, shape ``[batch, *example_shape]``.
         output_name: Name of the graph output.
         fold_bn: Fold BatchNormalization into the convolution or Gemm before it; False keeps the nodes.
@@ -82,16 +89,20 @@ def export(
         force: Overwrite an existing file.
 
     Raises:
-        OptionError: If the path cannot be written or the opset is out of range.
+        OptionError: If the path cannot be written, or opset or exporter are none that are accepted.
         ModelError: If torch cannot export the module or the file disagrees with it.
         BackendError: If ONNX Runtime cannot run the model or the disk fails.
     """
     target = io.check_output(path, source=None, force=force)
-    check_opset(opset)
+    check_opset(opset, exporter)
     if not example_shape or any(size < 1 for size in example_shape):
         raise OptionError(f"input shape {tuple(example_shape)}: give positive sizes without the batch, as 3,32,32")
     frozen = deepcopy(module).cpu().eval()
-    model = _convert(frozen, tuple(example_shape), opset, (input_name, output_name), fold_bn)
+    names = (input_name, output_name)
+    if exporter == "torchscript":
+        model = torchscript.convert(frozen, tuple(example_shape), opset, names, fold_bn=fold_bn)
+    else:
+        model = _convert(frozen, tuple(example_shape), opset, names, fold_bn)
     strip_traces(model)
     name_after_parameters(model)
     model.metadata_props.update(metadata or {})
@@ -100,14 +111,17 @@ def export(
     return Exported(target, facts.bytes, facts.sha256, opset, error)
 
 
-def check_opset(opset: int) -> None:
-    """Check that ``export`` writes this opset.
+def check_opset(opset: int, exporter: Exporter = "dynamo") -> None:
+    """Check that ``export`` writes this opset with this exporter.
 
     Raises:
         OptionError: If it does not.
     """
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise OptionError(f"opset {opset}: export writes {OPSETS[0]} to {OPSETS[1]}")
+    if exporter not in ("dynamo", "torchscript"):
+        raise OptionError(f"exporter '{exporter}': dynamo and torchscript are accepted")
+    low, high = OPSETS if exporter == "dynamo" else torchscript.OPSETS
+    if not low <= opset <= high:
+        raise OptionError(f"opset {opset}: export writes {low} to {high}")
 
 
 def _convert(module: nn.Module, shape: tuple[int, ...], opset: int, names: tuple[str, str], fold_bn: bool) -> ir.Model:

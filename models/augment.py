@@ -14,44 +14,49 @@ STRETCH = 0.1
 SHEAR = 0.15
 
 
-def augmented(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, kind: str, generator: torch.Generator, joint: tuple[int, slice] | None = None) -> Tensor:
     """Return changed copies of images ``[n, c, h, w]``; what comes in from outside repeats the border.
 
     ``shift`` moves every image by up to a fourteenth of its height each way (2 of 28 or 32 pixels);
-    ``shift+flip`` also mirrors half of them left to right; ``affine`` shifts, turns, stretches and slants
-    them a little.
+    ``shift+flip`` also mirrors half of them left to right; ``crop`` and ``crop+flip`` move by up to an eighth with
+    zeros around (4 of 32 pixels, as He et al. 2016); ``affine`` shifts, turns, stretches and slants them a little.
 
     Args:
         images: The batch, on any device.
         kind: One of ``options.AUGMENTATIONS`` except ``auto``.
         generator: A CPU generator; it alone decides the draw.
+        joint: Size of the batch these images are a share of, and which places of it; the draw is for all of it, so
+            that several processes together do what one does.
     """
+    count, places = joint or (len(images), slice(None))
     if kind == "none":
         return images
     if kind == "affine":
-        return _affine(images, generator)
-    moved = _shifted(images, max(1, images.shape[2] // 14), generator)
-    if kind == "shift":
+        return _affine(images, generator, count, places)
+    crop = kind.startswith("crop")
+    reach = max(1, images.shape[2] // (8 if crop else 14))
+    offsets = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)[:, places]
+    moved = _shifted(images, reach, offsets, "constant" if crop else "replicate")
+    if not kind.endswith("flip"):
         return moved
-    mirror = torch.rand(len(images), generator=generator) < 0.5
+    mirror = torch.rand(count, generator=generator)[places] < 0.5
     return torch.where(mirror.to(images.device)[:, None, None, None], moved.flip(3), moved)
 
 
-def _shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+def _shifted(images: Tensor, reach: int, offsets: Tensor, border: str) -> Tensor:
     count, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
     rows = (offsets[0] + torch.arange(height)).to(images.device)
     columns = (offsets[1] + torch.arange(width)).to(images.device)
-    padded = functional.pad(images, (reach, reach, reach, reach), mode="replicate").permute(0, 2, 3, 1)
+    padded = functional.pad(images, (reach, reach, reach, reach), mode=border).permute(0, 2, 3, 1)
     which = torch.arange(count, device=images.device)[:, None, None]
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
+def _affine(images: Tensor, generator: torch.Generator, count: int, places: slice) -> Tensor:
     """Sample each image through its own map: rotation, then slant, then stretch, then shift."""
 
     def draw(reach: float) -> Tensor:
-        return (torch.rand(len(images), generator=generator) * 2 - 1) * reach
+        return (torch.rand(count, generator=generator)[places] * 2 - 1) * reach
 
     turn, slant = draw(TURN), draw(SHEAR)
     wide, high = 1 + draw(STRETCH), 1 + draw(STRETCH)

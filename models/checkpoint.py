@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from onnxprune.errors import ModelError, OptionError
 
-__all__ = ["load_weights", "module_from_script", "trial_output"]
+__all__ = ["load_weights", "module_from_script", "read_checkpoint", "trial_output"]
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _SHOWN = 3
 
 
-def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(module: nn.Module, path: str | os.PathLike[str], *, trust_pickle: bool = False) -> None:
     """Load a state dict into a module, in place.
 
     The file is read with ``weights_only=True``: it runs no code. A state dict may lie under ``state_dict``,
@@ -31,12 +31,13 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         module: The network to fill.
         path: A file written by ``torch.save``.
+        trust_pickle: Also read whole pickled modules, which may run any code while they are read.
 
     Raises:
         ModelError: If the file is missing, damaged or no state dict, or does not fit the module.
     """
     source = Path(path)
-    state = _state_dict(_read(source), source)
+    state = _state_dict(read_checkpoint(source, trust_pickle=trust_pickle), source)
     wanted = module.state_dict()
     # Old checkpoints lack BatchNorm's counter, which plays no part in evaluation.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
@@ -79,6 +80,29 @@ def module_from_script(target: str) -> nn.Module:
     return module
 
 
+def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> object:
+    """Read a file written by ``torch.save``; of a pickled module its state dict, and only with ``trust_pickle``.
+
+    Raises:
+        ModelError: If the file is missing or damaged, or holds code that is not trusted.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise ModelError(f"the weights file {source} does not exist")
+    try:
+        loaded: object = torch.load(source, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{source} holds more than tensors or is damaged: save the network's state_dict() with torch.save, "
+            "or give --trust-pickle if you trust whoever wrote it with your machine"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, ImportError, BadZipFile) as error:
+        raise ModelError(f"{source} is not a readable torch checkpoint") from error
+    if isinstance(loaded, Mapping):
+        return {name: _plain(value) for name, value in loaded.items()}
+    return _plain(loaded)
+
+
 def trial_output(module: nn.Module, shape: Sequence[int], title: str) -> tuple[int, ...]:
     """Run a module once on zeros, batch 2, and return the shape of its output.
 
@@ -119,18 +143,8 @@ def _users_code(target: str, call: Callable[[], object]) -> object:
         raise ModelError(f"{target} failed: {type(error).__name__}: {error}") from error
 
 
-def _read(source: Path) -> object:
-    if not source.is_file():
-        raise ModelError(f"the weights file {source} does not exist")
-    try:
-        loaded: object = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{source} holds more than tensors or is damaged: save the network's state_dict() with torch.save"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, BadZipFile) as error:
-        raise ModelError(f"{source} is not a readable torch checkpoint") from error
-    return loaded
+def _plain(value: object) -> object:
+    return value.state_dict() if isinstance(value, nn.Module) else value
 
 
 def _state_dict(loaded: object, source: Path) -> dict[str, Tensor]:

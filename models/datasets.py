@@ -1,7 +1,7 @@
-"""MNIST, CIFAR-10 and ImageNet through torchvision, as plain arrays.
+"""MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and ImageNet through torchvision, as plain arrays.
 
-``onnxprune.data`` reaches this module by name for ``mnist:ROOT``, ``cifar10:ROOT`` and ``imagenet:ROOT``;
-nothing is downloaded unless asked for.
+``onnxprune.data`` reaches this module by name for ``mnist:ROOT``, ``fashion:ROOT``, ``cifar10:ROOT``,
+``cifar100:ROOT`` and ``imagenet:ROOT``; nothing is downloaded unless asked for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import zlib
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,28 @@ Fetch = Callable[[npt.NDArray[np.int64]], Images]
 
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "mnist": tuple("0123456789"),
+    "fashion": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
-SPLITS = {"mnist": ("train", "test"), "cifar10": ("train", "test"), "imagenet": ("train", "val")}
+SPLITS = {
+    "mnist": ("train", "test"),
+    "fashion": ("train", "test"),
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "imagenet": ("train", "val"),
+}
+_READERS = {"mnist": "MNIST", "fashion": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _UNREADABLE = (
     RuntimeError,
     OSError,
@@ -47,10 +67,10 @@ def open_torchvision(
     """Open a data set that lies in torchvision's own layout under ``root``.
 
     Args:
-        kind: ``mnist``, ``cifar10`` or ``imagenet``.
+        kind: ``mnist``, ``fashion``, ``cifar10``, ``cifar100`` or ``imagenet``.
         root: The folder given to torchvision; ``~`` is expanded.
         split: ``train`` or ``test`` (ImageNet: ``val``); None is all splits, one after the other.
-        download: Fetch missing files (MNIST and CIFAR-10 only).
+        download: Fetch missing files (not of ImageNet).
 
     Returns:
         A function from row indices to uint8 images (H,W) or (H,W,3); labels, int64 [n]; class names.
@@ -68,26 +88,19 @@ def open_torchvision(
     folder = Path(root).expanduser()
     if not folder.is_dir() and not download:
         raise DataError(f"{kind}: the folder {folder} does not exist: name one{_or_download(kind)}")
-    opener = {"mnist": _mnist, "cifar10": _cifar10, "imagenet": _imagenet}[kind]
+    opener = _imagenet if kind == "imagenet" else partial(_small, kind)
     return _joined([opener(folder, part, download) for part in ([split] if split else accepted)])
 
 
-def _mnist(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
-    from torchvision.datasets import MNIST
+def _small(kind: str, folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Open a set that torchvision reads into memory whole."""
+    from torchvision import datasets
 
-    data = _opened("mnist", folder, download, lambda: MNIST(folder, train=split == "train", download=download))
+    reader = getattr(datasets, _READERS[kind])
+    data = _opened(kind, folder, download, lambda: reader(folder, train=split == "train", download=download))
     images, labels = np.asarray(data.data, np.uint8), np.asarray(data.targets, np.int64)
-    _check_lengths("mnist", folder, len(images), len(labels))
-    return _rows_of(images), labels, CLASS_NAMES["mnist"]
-
-
-def _cifar10(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:
-    from torchvision.datasets import CIFAR10
-
-    data = _opened("cifar10", folder, download, lambda: CIFAR10(folder, train=split == "train", download=download))
-    images, labels = np.asarray(data.data, np.uint8), np.asarray(data.targets, np.int64)
-    _check_lengths("cifar10", folder, len(images), len(labels))
-    return _rows_of(images), labels, CLASS_NAMES["cifar10"]
+    _check_lengths(kind, folder, len(images), len(labels))
+    return _rows_of(images), labels, CLASS_NAMES.get(kind) or tuple(data.classes)
 
 
 def _imagenet(folder: Path, split: str, download: bool) -> tuple[Fetch, npt.NDArray[np.int64], tuple[str, ...]]:

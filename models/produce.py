@@ -5,28 +5,36 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from onnxprune.data import Preprocess, named_splits
 from onnxprune.data.spec import parse_spec
-from onnxprune.errors import OptionError
+from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.metadata import CLASSES, DATA, PREPROCESS, describe
 from onnxprune.exporters.to_onnx import Exported, check_opset, export
 from onnxprune.graph.io import check_output
-from onnxprune.models.checkpoint import load_weights, module_from_script, trial_output
+from onnxprune.models import distributed
+from onnxprune.models.checkpoint import load_weights, module_from_script, read_checkpoint, trial_output
 from onnxprune.models.options import TrainOptions
-from onnxprune.models.sources import TrainingData, known_classes, open_training, portable_spec
-from onnxprune.models.train import Epoch, Trained, train_network
-from onnxprune.models.zoo import build, find
+from onnxprune.models.scoring import Scores, score
+from onnxprune.models.sources import HELD_OUT, TrainingData, known_classes, open_training, portable_spec
+from onnxprune.models.state import Checkpoints
+from onnxprune.models.train import Hooks, Trained, open_device, train_network
+from onnxprune.models.zoo import NETWORKS, build, find
 
 __all__ = [
     "ExportSource",
+    "LearnOptions",
     "Produced",
     "WriteOptions",
+    "evaluate_weights",
     "load_and_export",
+    "named_source",
+    "open_for",
     "read_class_names",
     "train_and_export",
 ]
@@ -42,11 +50,38 @@ class WriteOptions:
 
 
 @dataclass(frozen=True)
+class LearnOptions:
+    """What training starts from and on.
+
+    Attributes:
+        download: Allow torchvision to download.
+        val_share: Share of the training data held out for validation.
+        drop_classes: Classes that are not learnt from.
+        start: A checkpoint whose weights training starts from.
+        trust_pickle: That checkpoint may be a whole pickled module.
+        resume: A ``last`` checkpoint to go on from.
+    """
+
+    download: bool = False
+    val_share: float = HELD_OUT
+    drop_classes: tuple[str, ...] = ()
+    start: Path | None = None
+    trust_pickle: bool = False
+    resume: Path | None = None
+
+    def loader(self) -> Callable[[nn.Module], None] | None:
+        """Return what loads the weights to start from; None where they are fresh."""
+        if self.start is None:
+            return None
+        return partial(load_weights, path=self.start, trust_pickle=self.trust_pickle)
+
+
+@dataclass(frozen=True)
 class ExportSource:
     """What to export.
 
     Attributes:
-        network: A name of the zoo, or ``file.py:function``.
+        network: A name of the zoo, a checkpoint that ``train`` wrote, or ``file.py:function``.
         weights: A state dict; a script's function may bring its own weights instead.
         input_shape: Shape of one example, for scripts only.
         classes: Number of classes; None takes that of ``class_names`` or of ``data``, else 10.
@@ -62,6 +97,7 @@ class ExportSource:
     class_names: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
     data: str | None = None
+    trust_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,14 +105,14 @@ class Produced:
     """A written model file.
 
     Attributes:
-        file: What ``export`` wrote.
+        file: What ``export`` wrote; None where another of several processes writes.
         metadata: The entries it carries.
         notes: Sentences the user should read, such as what the file could not carry.
         trained: How training went, if there was any.
         data: The examples it was trained on, if there were any.
     """
 
-    file: Exported
+    file: Exported | None
     metadata: dict[str, str]
     notes: tuple[str, ...]
     trained: Trained | None = None
@@ -90,24 +126,81 @@ def train_and_export(
     options: TrainOptions,
     write: WriteOptions | None = None,
     *,
-    download: bool = False,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    learn: LearnOptions | None = None,
+    hooks: Hooks | None = None,
 ) -> Produced:
     """Train a network of the zoo on a DATA spec and write it with data, preprocessing and classes named.
 
+    Beside ``out`` lie two checkpoints: the last, to resume from, and the best by validation, which is exported.
+    Of several processes the first writes.
+
     Raises:
         OptionError: If the network, an option or the output path is not usable; nothing was trained then.
+        ModelError: If weights or a state to start from cannot be used.
         DataError: If the data is not usable.
         BackendError: If training diverges or the file cannot be written.
     """
-    write = write or WriteOptions()
-    shape = find(network).input_shape
+    write, learn = write or WriteOptions(), learn or LearnOptions()
+    found = find(network)
     check_output(out, source=None, force=write.force)
     check_opset(write.opset)
-    data = open_training(spec, shape, seed=options.seed, download=download)
-    trained = train_network(network, data, options, on_epoch)
+    files = {name: Path(out).with_suffix(f".{name}.pth") for name in ("last", "best")}
+    for file in files.values():
+        if learn.resume is None:
+            check_output(file, source=None, force=write.force)
+    data = open_for(network, spec, options, learn)
+    about = {"network": network, "classes": data.outputs, "data": data.spec, "class_names": list(data.classes)}
+    about["preprocess"] = None if data.preprocess is None else data.preprocess.to_json()
+    trained = train_network(
+        network,
+        data,
+        options,
+        start=learn.loader(),
+        hooks=hooks,
+        checkpoints=Checkpoints(files["last"], files["best"], learn.resume, about),
+    )
     metadata = describe(data.preprocess, data.classes, data.spec)
-    return Produced(_write(trained.module, shape, out, write, metadata), metadata, _notes(metadata), trained, data)
+    exported = None
+    if distributed.rank() == 0:
+        exported = _write(trained.module, found.input_shape, out, write, metadata, found.regression)
+    return Produced(exported, metadata, _notes(metadata, found.regression), trained, data)
+
+
+def open_for(network: str, spec: str, options: TrainOptions, learn: LearnOptions) -> TrainingData:
+    """Open a DATA spec for a network of the zoo.
+
+    Raises:
+        OptionError: If the network or an option is not usable.
+        DataError: If the data is not usable.
+    """
+    found = find(network)
+    return open_training(
+        spec,
+        found.input_shape,
+        seed=options.seed,
+        download=learn.download,
+        regression=found.regression,
+        val_share=learn.val_share,
+        drop_classes=learn.drop_classes,
+    )
+
+
+def evaluate_weights(network: str, spec: str, options: TrainOptions, learn: LearnOptions) -> Scores:
+    """Score weights on the test side of a DATA spec, preprocessed as training would.
+
+    Raises:
+        OptionError: If there are no weights, or the network or the device is not usable.
+        ModelError: If the weights do not fit.
+        DataError: If the data is not usable.
+    """
+    loader = learn.loader()
+    if loader is None:
+        raise OptionError("--evaluate scores given weights: give --from checkpoint.pth")
+    data = open_for(network, spec, options, learn)
+    module = build(network, data.outputs)
+    loader(module)
+    device = open_device(options.device)
+    return score(module.to(device), data.test, device, regression=data.regression)
 
 
 def load_and_export(source: ExportSource, out: str | os.PathLike[str], write: WriteOptions | None = None) -> Produced:
@@ -121,16 +214,42 @@ def load_and_export(source: ExportSource, out: str | os.PathLike[str], write: Wr
     write = write or WriteOptions()
     check_output(out, source=None, force=write.force)
     check_opset(write.opset)
+    source = named_source(source)
     data = None if source.data is None else _checked_spec(source.data)
     names = source.class_names or (None if data is None else known_classes(parse_spec(data)))
     module, shape = _module(source, len(names) if names else None)
     if source.weights is not None:
-        load_weights(module, source.weights)
+        load_weights(module, source.weights, trust_pickle=source.trust_pickle)
     outputs = trial_output(module, shape, source.network)
     if names and outputs[-1] != len(names):
         raise OptionError(f"{source.network} has {outputs[-1]} outputs, but {len(names)} class names were given")
     metadata = describe(source.preprocess, names, data)
-    return Produced(_write(module, shape, out, write, metadata), metadata, _notes(metadata))
+    regression = source.network in NETWORKS and find(source.network).regression
+    return Produced(_write(module, shape, out, write, metadata, regression), metadata, _notes(metadata, regression))
+
+
+def named_source(source: ExportSource) -> ExportSource:
+    """Read what a checkpoint of ``train`` says of itself, where one stands in place of a network's name.
+
+    Raises:
+        ModelError: If it does not say of which network it is.
+    """
+    path = Path(source.network)
+    if source.network in NETWORKS or path.suffix == ".py" or not path.is_file():
+        return source
+    loaded = read_checkpoint(path)
+    if not isinstance(loaded, dict) or loaded.get("network") not in NETWORKS:
+        raise ModelError(f"{path} does not say of which network it is: name the network, and give this as its weights")
+    kept = loaded.get("preprocess")
+    return replace(
+        source,
+        network=loaded["network"],
+        weights=source.weights or path,
+        classes=source.classes or loaded["classes"],
+        class_names=source.class_names or tuple(loaded["class_names"]) or None,
+        preprocess=source.preprocess or (None if kept is None else Preprocess.from_json(kept)),
+        data=source.data or loaded["data"],
+    )
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -165,7 +284,7 @@ def _module(source: ExportSource, named: int | None) -> tuple[nn.Module, tuple[i
         raise OptionError(f"{source.network} from the zoo has no weights of its own: give --weights checkpoint.pth")
     if None not in (source.classes, named) and source.classes != named:
         raise OptionError(f"--classes {source.classes}, but there are {named} class names: give one of them")
-    return build(source.network, source.classes or named or 10), network.input_shape
+    return build(source.network, source.classes or named), network.input_shape
 
 
 def _checked_spec(spec: str) -> str:
@@ -184,23 +303,27 @@ def _write(
     out: str | os.PathLike[str],
     write: WriteOptions,
     metadata: dict[str, str],
+    regression: bool = False,
 ) -> Exported:
     return export(
         module,
         shape,
         out,
         opset=write.opset,
+        output_name="value" if regression else "logits",
         fold_bn=not write.keep_bn,
         metadata=metadata,
         force=write.force,
     )
 
 
-def _notes(metadata: dict[str, str]) -> tuple[str, ...]:
+def _notes(metadata: dict[str, str], regression: bool = False) -> tuple[str, ...]:
     """Say what the file does not carry and which option of ``apply`` stands in for it."""
     notes = []
     if DATA not in metadata:
         notes.append("the file names no data: give --calib and --eval (or --data) to onnxprune apply")
+    if regression:
+        return tuple(notes)
     if PREPROCESS not in metadata:
         notes.append("the file names no preprocessing: give --preprocess to onnxprune apply where the data is images")
     if CLASSES not in metadata:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from onnxprune.data import Examples, InputSpec, Preprocess, open_data
 from onnxprune.data.digits import CLASSES
 from onnxprune.data.images import SUFFIXES
-from onnxprune.data.spec import Spec, parse_spec
-from onnxprune.errors import DataError
+from onnxprune.data.spec import GENERATED, Spec, parse_spec
+from onnxprune.data.split import Dropped
+from onnxprune.errors import DataError, OptionError
 from onnxprune.models.datasets import CLASS_NAMES, open_torchvision
 
 __all__ = ["TrainingData", "known_classes", "open_training", "portable_spec"]
@@ -38,6 +39,8 @@ class TrainingData:
         preprocess: How pixels became inputs; None where the source holds finished arrays.
         colour: The images have three channels that differ.
         spec: The DATA spec as a model file may name it, or None (see ``portable_spec``).
+        shape: Of one input.
+        regression: The examples have targets in place of labels, and the network gives real numbers.
     """
 
     train: Examples
@@ -47,44 +50,80 @@ class TrainingData:
     preprocess: Preprocess | None
     colour: bool
     spec: str | None
+    shape: tuple[int, ...] = (1, 28, 28)
+    regression: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of outputs a network for these examples has: its classes, or its values."""
+        if not self.regression:
+            return len(self.classes)
+        targets = self.train.targets
+        return 1 if targets is None or targets.ndim == 1 else int(np.prod(targets.shape[1:]))
 
 
-def open_training(spec: str, input_shape: Sequence[int], *, seed: int = 0, download: bool = False) -> TrainingData:
-    """Open a DATA spec for training a classifier.
+def open_training(
+    spec: str,
+    input_shape: Sequence[int],
+    *,
+    seed: int = 0,
+    download: bool = False,
+    regression: bool = False,
+    val_share: float = HELD_OUT,
+    drop_classes: Sequence[str] = (),
+) -> TrainingData:
+    """Open a DATA spec for training a network.
 
-    A source with named splits (``digits``, ``mnist:ROOT`` …) trains on its training side, less a tenth for
-    validation, and is tested on the other. Any other source is divided 80/10/10. Both draws come from
-    ``seed``. Mean and standard deviation per channel come from the training examples alone, rounded to
-    4 decimals.
+    A source with named splits (``digits``, ``mnist:ROOT`` …) trains on its training side, less ``val_share`` for
+    validation, and is tested on the other. Of any other source ``val_share`` is held out for validation and as
+    much for the test. Both draws come from ``seed``. Mean and standard deviation per channel come from the
+    training examples alone, rounded to 4 decimals.
 
     Args:
         spec: Any DATA form.
-        input_shape: Channels, height and width that the network wants.
+        input_shape: Shape of one input: channels, height and width of an image, or any other.
         seed: Decides the division.
         download: Allow torchvision to download.
+        regression: The examples carry real targets instead of labels.
+        val_share: Share held out for validation, above 0 and below 0.5.
+        drop_classes: Names or indices of classes of which no example is learnt from or validated on; the test
+            keeps them.
 
     Raises:
+        OptionError: If the share is out of range, or a dropped class is unknown.
         DataError: If the data cannot be opened, is unlabelled, too small, of one class, or does not fit.
     """
+    if not 0 < val_share < 0.5:
+        raise OptionError(f"val-share {val_share}: a share above 0 and below 0.5 is accepted")
     parsed = parse_spec(spec)
     sides = parsed.sides or (spec,)
     want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *input_shape))
-    names = known_classes(parsed, download)
+    names = None if regression else known_classes(parsed, download)
     plain = _plain_preprocess(sides[0], want, download)
     opened = [open_data(side, [want], preprocess=plain, classes=names, seed=seed) for side in sides]
-    most = max(int(_labels(examples).max()) for examples in opened)
-    classes = names or tuple(str(label) for label in range(most + 1))
-    parts = _divide(opened, seed)
-    if len(np.unique(_labels(parts[0]))) < 2:
+    classes: tuple[str, ...] = ()
+    if regression:
+        opened = [_with_targets(examples) for examples in opened]
+    else:
+        most = max(int(_labels(examples).max()) for examples in opened)
+        classes = names or tuple(str(label) for label in range(most + 1))
+    parts = _divide(opened, seed, val_share)
+    if drop_classes:
+        if regression:
+            raise OptionError("drop-class is for classifiers: a regression has no classes")
+        dropped = Dropped.parse(drop_classes, classes)
+        parts = [*(part.take(dropped.without(part, np.arange(part.count))) for part in parts[:2]), parts[2]]
+    if not regression and len(np.unique(_labels(parts[0]))) < 2:
         raise DataError(f"{spec}: the training examples are all of one class; a classifier needs at least 2")
-    mean, std, colour = _moments(parts[0])
-    preprocess = None
-    if plain is not None:
-        preprocess = replace(plain, mean=mean, std=std)
-        parts = [_normalised(part, preprocess) for part in parts]
+    preprocess, colour = None, False
+    if len(input_shape) == 3:
+        mean, std, colour = _moments(parts[0])
+        if plain is not None:
+            preprocess = replace(plain, mean=mean, std=std)
+            parts = [_normalised(part, preprocess) for part in parts]
     train, validation, test = parts
-    named = portable_spec(parsed)
-    return TrainingData(train, validation, test, classes, preprocess, colour, named)
+    shape = tuple(input_shape)
+    return TrainingData(train, validation, test, classes, preprocess, colour, portable_spec(parsed), shape, regression)
 
 
 def portable_spec(spec: Spec) -> str | None:
@@ -108,8 +147,8 @@ def known_classes(spec: Spec, download: bool = False) -> tuple[str, ...] | None:
         return CLASSES
     if spec.kind in CLASS_NAMES:
         return CLASS_NAMES[spec.kind]
-    if spec.kind == "imagenet":
-        return open_torchvision("imagenet", spec.path, spec.split or "train", download)[2]
+    if spec.kind in ("cifar100", "imagenet"):  # which name their classes themselves
+        return open_torchvision(spec.kind, spec.path, spec.split or "train", download)[2]
     if spec.kind in ("folder", "zip"):
         return tuple(sorted({file.parent.name for file in _image_files(spec)} - {""})) or None
     return None
@@ -117,6 +156,8 @@ def known_classes(spec: Spec, download: bool = False) -> tuple[str, ...] | None:
 
 def _plain_preprocess(spec: str, want: InputSpec, download: bool) -> Preprocess | None:
     """Find how pixels must be sized for the input; None where the source holds finished arrays."""
+    if len(want.shape) != 4 or spec.partition(":")[0] in GENERATED:
+        return None
     channels, height, width = (int(size) for size in want.shape[1:] if isinstance(size, int))
     if channels not in (1, 3):
         return None
@@ -146,6 +187,16 @@ def _labels(examples: Examples) -> npt.NDArray[np.int64]:
     return examples.labels
 
 
+def _with_targets(examples: Examples) -> Examples:
+    if examples.targets is not None:
+        return examples
+    if examples.labels is None:
+        raise DataError(
+            f"{examples.source}: the examples have no targets; a regression needs 'y' in an .npz, or voxels"
+        )
+    return replace(examples, targets=examples.labels.astype(np.float32))
+
+
 def _image_files(spec: Spec) -> list[PurePosixPath]:
     """List the image files of a folder or zip by the rules of ``onnxprune.data``: nothing hidden."""
     names: list[str] = []
@@ -171,14 +222,14 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _divide(opened: Sequence[Examples], seed: int) -> list[Examples]:
+def _divide(opened: Sequence[Examples], seed: int, share: float) -> list[Examples]:
     """Return training, validation and test examples."""
     rng = np.random.default_rng(seed)
     pool = opened[0]
     if pool.count < LEAST:
         raise DataError(f"{pool.source}: {pool.count} examples are too few to train on; at least {LEAST} are needed")
     order = rng.permutation(pool.count)
-    held = max(1, round(pool.count * HELD_OUT))
+    held = max(1, round(pool.count * share))
     if len(opened) == 2:
         return [pool.take(order[held:]), pool.take(order[:held]), opened[1]]
     return [pool.take(order[2 * held :]), pool.take(order[:held]), pool.take(order[held : 2 * held])]

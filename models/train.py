@@ -1,6 +1,7 @@
 """The training loop: one plain function, a held-out split picks the epoch, the test data is read once.
 
-Same seed, same data, same machine: same weights, bit for bit (on one number of threads).
+Same seed, same data, same machine: same weights, bit for bit (on one number of threads), also after a kill and a
+resume. Several processes (``distributed``) share every batch and do together what one does alone.
 """
 
 from __future__ import annotations
@@ -13,29 +14,23 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from onnxprune.data import Batch, Examples
-from onnxprune.errors import BackendError, OptionError
-from onnxprune.models.augment import augmented
+from onnxprune.data import Examples
+from onnxprune.errors import OptionError
+from onnxprune.models import distributed
+from onnxprune.models.loop import Epoch, Hooks, Loop, Progress, Step
+from onnxprune.models.optim import optimizer_for
 from onnxprune.models.options import TrainOptions
+from onnxprune.models.scoring import Scores, accuracy, score
 from onnxprune.models.sources import TrainingData
+from onnxprune.models.state import Checkpoints
 from onnxprune.models.zoo import build
 
-__all__ = ["Epoch", "Trained", "accuracy", "fit", "train_network"]
+__all__ = ["Epoch", "Hooks", "Step", "Trained", "accuracy", "fit", "open_device", "train_network"]
 
 CACHE_BYTES = 2 * 2**30  # data sets up to this size are decoded once and kept
 _CHUNK = 512
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the training data gave: mean loss and held-out accuracy."""
-
-    number: int
-    loss: float
-    validation_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -45,34 +40,69 @@ class Trained:
     Attributes:
         module: The network.
         epochs: Epochs run.
-        best_epoch: The epoch (from 1) whose weights were kept: best validation accuracy, then lowest loss.
-        train_accuracy: On the training examples, not augmented.
-        validation_accuracy: On the held-out examples that picked the epoch.
-        test_accuracy: On the test examples, read once after that.
+        best_epoch: The epoch (from 1) whose weights were kept: best by validation, then lowest loss.
+        train: On the training examples, not augmented.
+        validation: On the held-out examples that picked the epoch.
+        test: On the test examples, read once after that.
+        last: The last epoch, whose weights are in the last checkpoint.
         seconds: Wall time of the whole training.
     """
 
     module: nn.Module
     epochs: int
     best_epoch: int
-    train_accuracy: float
-    validation_accuracy: float
-    test_accuracy: float
+    train: Scores
+    validation: Scores
+    test: Scores
+    last: Epoch
     seconds: float
+
+    @property
+    def train_accuracy(self) -> float:
+        """Return the accuracy on the training examples; NaN for a regression."""
+        return math.nan if self.train.accuracy is None else self.train.accuracy
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Return the accuracy on the held-out examples; NaN for a regression."""
+        return math.nan if self.validation.accuracy is None else self.validation.accuracy
+
+    @property
+    def test_accuracy(self) -> float:
+        """Return the accuracy on the test examples; NaN for a regression."""
+        return math.nan if self.test.accuracy is None else self.test.accuracy
 
 
 def train_network(
-    network: str, data: TrainingData, options: TrainOptions, on_epoch: Callable[[Epoch], None] | None = None
+    network: str,
+    data: TrainingData,
+    options: TrainOptions,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    *,
+    start: Callable[[nn.Module], None] | None = None,
+    hooks: Hooks | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Build a network of the zoo with seeded weights and train it.
+
+    Args:
+        network: A key of the zoo.
+        data: What to learn from.
+        options: How to train.
+        on_epoch: Short for ``hooks`` with nothing else.
+        start: Called on the fresh network, to load weights into it.
+        hooks: What to call meanwhile.
+        checkpoints: Where to leave states and the best weights; None leaves none.
 
     Raises:
         OptionError: If the network or device is unknown.
         BackendError: If the loss becomes NaN or infinite.
     """
     with _seeded(options.seed):
-        module = build(network, len(data.classes))
-    return fit(module, data, options, on_epoch)
+        module = build(network, data.outputs)
+    if start is not None:
+        start(module)
+    return fit(module, data, options, on_epoch, hooks=hooks, checkpoints=checkpoints)
 
 
 def fit(
@@ -80,137 +110,60 @@ def fit(
     data: TrainingData,
     options: TrainOptions,
     on_epoch: Callable[[Epoch], None] | None = None,
+    *,
+    hooks: Hooks | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """Train a classifier in place; the caller's random state stays as it was.
+    """Train a network in place; the caller's random state stays as it was.
 
     Args:
-        module: Takes ``[n, c, h, w]`` float32, returns logits ``[n, classes]``.
-        data: Training, validation and test examples with labels.
+        module: Takes ``[n, *input]`` float32, returns logits ``[n, classes]`` or values ``[n, k]``.
+        data: Training, validation and test examples with labels or targets.
         options: How to train.
-        on_epoch: Called after every epoch.
+        on_epoch: Short for ``hooks`` with nothing else.
+        hooks: What to call meanwhile.
+        checkpoints: Where to leave states and the best weights; None leaves none.
 
     Raises:
-        OptionError: If the device is unknown or absent.
+        OptionError: If the device is unknown or absent, or a state to resume from is of another run.
+        ModelError: If that state cannot be read.
         BackendError: If the loss becomes NaN or infinite.
     """
     started = perf_counter()
-    device = _device(options.device)
+    hooks = hooks or (Hooks() if on_epoch is None else Hooks(epoch=on_epoch))
+    device = open_device(options.device)
+    if (options.amp or options.sync_bn) and device.type != "cuda":
+        raise OptionError(f"{'amp' if options.amp else 'sync-bn'} needs a CUDA device, this run is on {device}")
     training, validation = _kept(data.train), _kept(data.validation)
     kind = options.augment
     if kind == "auto":
-        kind = "shift+flip" if data.colour else "affine"
+        kind = "none" if data.preprocess is None and len(data.shape) != 3 else "shift+flip" if data.colour else "affine"
+    if kind != "none" and len(data.shape) != 3:
+        raise OptionError(f"augment {kind!r} is for images; these inputs have shape {data.shape}")
     with _seeded(options.seed, device), _deterministic():
         module.to(device)
-        best = _epochs(module, training, validation, replace(options, augment=kind), device, on_epoch)
+        run = Progress(
+            module,
+            optimizer_for(module, options),
+            torch.amp.GradScaler(device.type, enabled=options.amp),
+            torch.Generator().manual_seed(options.seed),
+        )
+        loop = Loop(run, training, validation, replace(options, augment=kind), device, hooks, data.regression)
+        loop.run_epochs(checkpoints, options)
+        module.load_state_dict(run.best_state)
+        best = run.epochs[run.best - 1]
         result = Trained(
             module=module,
-            epochs=options.epochs,
+            epochs=len(run.epochs),
             best_epoch=best.number,
-            train_accuracy=accuracy(module, training, device),
-            validation_accuracy=best.validation_accuracy,
-            test_accuracy=accuracy(module, data.test, device),
+            train=score(module, training, device, regression=data.regression),
+            validation=best.validation,
+            test=score(module, data.test, device, regression=data.regression),
+            last=run.epochs[-1],
             seconds=perf_counter() - started,
         )
     module.cpu().eval()
     return result
-
-
-def accuracy(module: nn.Module, examples: Examples, device: torch.device | str = "cpu") -> float:
-    """Measure the share of labelled examples whose largest logit is at the label."""
-    return _score(module, examples, torch.device(device))[0]
-
-
-def _epochs(
-    module: nn.Module,
-    training: Examples,
-    validation: Examples,
-    options: TrainOptions,
-    device: torch.device,
-    on_epoch: Callable[[Epoch], None] | None,
-) -> Epoch:
-    """Run all epochs and load the best one's weights into the module."""
-    generator = torch.Generator().manual_seed(options.seed)
-    optimizer = _optimizer(module, options)
-    best, best_key, best_state = Epoch(0, math.inf, 0.0), (-1.0, -math.inf), {}
-    for number in range(1, options.epochs + 1):
-        loss = _one_epoch(module, training, optimizer, options, number, generator, device)
-        score, held_out_loss = _score(module, validation, device)
-        epoch = Epoch(number, loss, score)
-        if (score, -held_out_loss) > best_key:
-            best, best_key = epoch, (score, -held_out_loss)
-            best_state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        if on_epoch is not None:
-            on_epoch(epoch)
-    module.load_state_dict(best_state)
-    return best
-
-
-def _one_epoch(
-    module: nn.Module,
-    training: Examples,
-    optimizer: torch.optim.Optimizer,
-    options: TrainOptions,
-    number: int,
-    generator: torch.Generator,
-    device: torch.device,
-) -> float:
-    module.train()
-    order = torch.randperm(training.count, generator=generator).numpy()
-    steps = math.ceil(training.count / options.batch_size)
-    total = 0.0
-    for step, batch in enumerate(training.take(order).batches(options.batch_size)):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(options, (number - 1 + step / steps) / options.epochs)
-        images, labels = _tensors(batch)
-        images = augmented(images.to(device), options.augment, generator)
-        loss = functional.cross_entropy(module(images), labels.to(device))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise BackendError(
-                f"training diverged: the loss is {value} in epoch {number} with lr {options.lr:g}; try a smaller lr"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        optimizer.step()
-        total += value * len(labels)
-    return total / training.count
-
-
-def _rate(options: TrainOptions, progress: float) -> float:
-    if options.schedule == "cosine":
-        return options.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    if options.schedule == "multistep":
-        return options.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-    return options.lr
-
-
-def _optimizer(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    decay = options.weight_decay
-    if options.optimizer == "adam":
-        return torch.optim.Adam(module.parameters(), lr=options.lr, weight_decay=decay)
-    momentum = options.momentum
-    return torch.optim.SGD(
-        module.parameters(), lr=options.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
-    )
-
-
-@torch.no_grad()
-def _score(module: nn.Module, examples: Examples, device: torch.device) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy in evaluation mode."""
-    module.eval()
-    hits, loss = 0, 0.0
-    for batch in examples.batches(_CHUNK):
-        images, labels = _tensors(batch)
-        logits = module(images.to(device)).cpu()
-        hits += int((logits.argmax(1) == labels).sum())
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return hits / examples.count, loss / examples.count
-
-
-def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
-    (images,) = batch.arrays.values()
-    assert batch.labels is not None  # open_training refuses unlabelled data
-    return torch.from_numpy(images), torch.from_numpy(batch.labels)
 
 
 def _kept(examples: Examples) -> Examples:
@@ -223,9 +176,16 @@ def _kept(examples: Examples) -> Examples:
     return replace(examples, fetch=lambda rows: {name: array[rows] for name, array in arrays.items()})
 
 
-def _device(name: str) -> torch.device:
+def open_device(name: str) -> torch.device:
+    """Read ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; of several processes each takes a CUDA device of its own.
+
+    Raises:
+        OptionError: If it is none of these, or absent.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "inspect": "layers, parameters, FLOPs and channel spaces of a model",
     "passes": "list the passes, or the options of one",
     "train": "train a network in PyTorch and export it",
+    "prune-tune": "prune a trained network and train on with the zeros fixed",
     "export": "export a checkpoint to ONNX",
     "doctor": "versions, execution providers, clashing installations",
 }
@@ -49,7 +50,7 @@ class LazyGroup(click.Group):
         """Import one verb's module and return its command."""
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"onnxprune.cli.{cmd_name}").command
+        command = importlib.import_module(f"onnxprune.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -61,7 +61,7 @@ Examples:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of random inputs and of resampling"
 )
 @click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata")
-@click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing")
+@click.option("--download", is_flag=True, help="let mnist:, fashion:, cifar10:, cifar100: download what is missing")
 @junit_option
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")
 @click.pass_context

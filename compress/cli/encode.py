@@ -72,7 +72,7 @@ coded weights; header and graph come on top. Any begin of the file that holds th
 @click.option("--threads", type=click.IntRange(min=1), help="threads of ONNX Runtime  [default: its own choice]")
 @click.option("--eval-examples", type=click.IntRange(min=1), metavar="N", help="judge on N examples  [default: all]")
 @click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata")
-@click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing")
+@click.option("--download", is_flag=True, help="let mnist:, fashion:, cifar10:, cifar100: download what is missing")
 def command(
     model: str,
     out: str,

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   onnxprune export resnet20 --weights checkpoint.pth --out resnet20.onnx --data cifar10:data
+  onnxprune export model.best.pth --out model.onnx
   onnxprune export net.py:build --weights net.pth --input-shape 3,32,32 --out net.onnx --keep-bn
 """,
 )
 @click.argument("network", metavar="NET")
 @click.option("--weights", type=click.Path(), help="a state dict written by torch.save")
+@click.option("--trust-pickle", is_flag=True, help="let --weights be a whole pickled module, which may run any code")
 @click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
 @click.option("--classes", type=int, help="number of classes  [default: that of the class names, else 10]")
 @click.option("--class-names", type=click.Path(), help="a JSON list of class names, in the order of the outputs")
@@ -34,6 +36,7 @@ Examples:
 def command(
     network: str,
     weights: str | None,
+    trust_pickle: bool,
     out: str,
     classes: int | None,
     class_names: str | None,
@@ -47,7 +50,8 @@ def command(
 ) -> None:
     """Write NET with the given weights as ONNX: dynamic batch, checked against PyTorch, no local paths.
 
-    NET is a network of the zoo (lenet300, lenet5, resnet20, resnet32, resnet44, resnet56, resnet110) or
+    NET is a network of the zoo (lenet300, lenet5, mlp2, resnet20, resnet32, resnet44, resnet56, resnet110, vgg16,
+    vgg16_bn, vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2, cnn3d), a checkpoint that ``train`` wrote, or
     ``file.py:function``, a function without arguments that returns a torch.nn.Module.
     """
     from pathlib import Path
@@ -66,6 +70,7 @@ def command(
         class_names=None if class_names is None else read_class_names(class_names),
         preprocess=None if preprocess is None else Preprocess.from_file(preprocess),
         data=data,
+        trust_pickle=trust_pickle,
     )
     _show(network, load_and_export(source, out, WriteOptions(opset, keep_bn, force)), as_json)
 
@@ -81,6 +86,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _show(network: str, produced: Produced, as_json: bool) -> None:
     file = produced.file
+    assert file is not None  # one process exports
     document: dict[str, Any] = {
         "network": network,
         "out": str(file.path),

@@ -17,7 +17,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DATA_HELP = (
     "examples: digits[:train|:test], x.npz, x.npy, a folder or zip of class folders, "
-    "mnist:ROOT[:split], cifar10:ROOT[:split], imagenet:ROOT[:split], script.py:func, random"
+    "mnist:ROOT[:split], fashion:ROOT[:split], cifar10:ROOT[:split], cifar100:ROOT[:split], imagenet:ROOT[:split], "
+    "voxels[:train|:test], script.py:func, random"
 )
 
 
@@ -44,7 +45,9 @@ def work_options(function: Function) -> Function:
             help="seed of every random choice",
         ),
         click.option("--preprocess", metavar="FILE", help="YAML or JSON file; overrides the model's own metadata"),
-        click.option("--download", is_flag=True, help="let mnist:, cifar10: download what is missing"),
+        click.option(
+            "--download", is_flag=True, help="let mnist:, fashion:, cifar10:, cifar100: download what is missing"
+        ),
     )
 
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli.shared import DATA_HELP
+from onnxprune.cli.configured import config_option
+from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options
 
 if TYPE_CHECKING:
     from onnxprune.models.produce import Produced
-    from onnxprune.models.train import Epoch
+    from onnxprune.models.scoring import Scores
+
+
+def _list(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+    if not given or ctx.resilient_parsing:
+        return
+    from onnxprune.models.zoo import NETWORKS
+
+    click.echo(f"{'network':15} {'input':15} {'outputs':8} what it is")
+    for name, network in NETWORKS.items():
+        shape = ",".join(map(str, network.input_shape))
+        outputs = "1 value" if network.regression else str(network.classes)
+        click.echo(f"{name:15} {shape:15} {outputs:8} {network.summary}")
+    ctx.exit()
 
 
 @click.command(
@@ -22,100 +36,108 @@ if TYPE_CHECKING:
 Examples:
   onnxprune train lenet5 --data digits --out model.onnx
   onnxprune train resnet20 --data cifar10:data --out resnet20.onnx --epochs 100
-  onnxprune train lenet300 --data images.zip --out model.onnx --optimizer adam --seed 1
+  onnxprune train resnet20 --data cifar10:data --out resnet20.onnx --epochs 100 --resume resnet20.last.pth
+  onnxprune train lenet300 --data mnist:data --out hs.onnx --from dense.best.pth --reg hs --decay 1e-4
+  onnxprune train cnn3d --data voxels --out voxels.onnx
+  torchrun --nproc-per-node 2 -m onnxprune train lenet5 --data digits --out model.onnx
 """,
 )
 @click.argument("network", metavar="NET")
-@click.option("--data", required=True, help=f"labelled {DATA_HELP.removesuffix(', random')}")
-@click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
-@click.option("--epochs", type=int, help="passes over the training data  [default: 30; ResNets 60]")
-@click.option("--batch-size", type=int, help="examples per step  [default: 32; ResNets 128]")
-@click.option("--lr", type=float, help="learning rate at the start  [default: 0.02; ResNets 0.1; adam 0.001]")
-@click.option("--optimizer", default="sgd", show_default=True, help="sgd or adam")
-@click.option("--momentum", type=float, help="momentum of sgd  [default: 0.9]")
-@click.option("--weight-decay", type=float, help="factor of the L2 penalty  [default: 0.0005]")
-@click.option("--schedule", help="cosine, multistep or none  [default: cosine]")
 @click.option(
-    "--augment",
-    help="auto, none, shift, shift+flip or affine  [default: auto: affine on grey images, shift+flip on colour]",
+    "--list", "listed", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="list the networks"
 )
-@click.option("--seed", default=0, show_default=True, help="decides weights, order and held-out examples")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--opset", default=20, show_default=True, help="ONNX operator set")
+@config_option
+@data_options
+@click.option("--out", type=click.Path(), help="the ONNX file to write; OUT's .last.pth and .best.pth lie beside it")
+@learning_options
+@click.option("--from", "start", type=click.Path(), metavar="CKPT", help="start from these weights: a state dict")
+@click.option("--trust-pickle", is_flag=True, help="let --from be a whole pickled module, which may run any code")
+@click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
+@click.option("--evaluate", is_flag=True, help="score the weights of --from on the test data; train nothing")
+@log_options
+@distributed_options
+@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set")
 @click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
-@click.option("--download", is_flag=True, help="let torchvision fetch missing data")
-@click.option("--force", is_flag=True, help="overwrite an existing --out")
+@click.option("--force", is_flag=True, help="overwrite an existing --out and its checkpoints")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-def command(
-    network: str,
-    data: str,
-    out: str,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    optimizer: str,
-    momentum: float | None,
-    weight_decay: float | None,
-    schedule: str | None,
-    augment: str | None,
-    seed: int,
-    device: str,
-    opset: int,
-    keep_bn: bool,
-    download: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(network: str, **given: Any) -> None:
     """Train NET on labelled data and write it as ONNX, ready for ``onnxprune apply``.
 
-    NET is lenet300, lenet5 (28x28 grey), resnet20, resnet32, resnet44, resnet56 or resnet110 (32x32 colour).
-    A tenth of the training data picks the best epoch; the test data is read once, at the end.
+    NET is lenet300, lenet5, mlp2 (28x28 grey), resnet20, resnet32, resnet44, resnet56, resnet110, vgg16, vgg16_bn
+    (32x32 colour), vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2 (224x224 colour) or cnn3d (voxels, a
+    regression); --list shows more. A tenth of the training data picks the best epoch; the test data is read once, at
+    the end.
     """
-    given = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "optimizer": optimizer,
-        "momentum": momentum,
-    }
-    given |= {
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "augment": augment,
-        "seed": seed,
-        "device": device,
-    }
-    _run(network, data, out, given, {"opset": opset, "keep_bn": keep_bn, "force": force}, download, as_json)
-
-
-def _run(
-    network: str,
-    data: str,
-    out: str,
-    given: dict[str, Any],
-    writing: dict[str, Any],
-    download: bool,
-    as_json: bool,
-) -> None:
     from onnxprune.models import require_torch
 
     require_torch("training")
-    from onnxprune.models.options import options_for
-    from onnxprune.models.produce import WriteOptions, train_and_export
+    from onnxprune.cli.learning import launch
 
-    options = options_for(network, given)
-    with _progress(options.epochs) as on_epoch:
-        produced = train_and_export(
-            network, data, out, options, WriteOptions(**writing), download=download, on_epoch=on_epoch
-        )
-    if as_json:
-        click.echo(json.dumps(_document(network, produced), indent=2))
-    else:
-        _show(network, produced)
+    for name in ("data",) if given["evaluate"] else ("data", "out"):
+        if given[name] is None:
+            raise click.UsageError(f"Missing option '--{name}'.")
+    launch(_run, network, given)
 
 
-@contextmanager
-def _progress(epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def _run(network: str, given: dict[str, Any]) -> None:
+    """Run in one process, whether alone or one of several."""
+    from pathlib import Path
+
+    from onnxprune.cli.learning import train_options
+    from onnxprune.models import distributed
+    from onnxprune.models.produce import LearnOptions, WriteOptions, evaluate_weights, train_and_export
+
+    options = train_options(network, given)
+    start, resume = (None if given[name] is None else Path(given[name]) for name in ("start", "resume"))
+    learn = LearnOptions(given["download"], given["val_share"], given["dropped"], start, given["trust_pickle"], resume)
+    if given["evaluate"]:
+        scores = evaluate_weights(network, given["data"], options, learn)
+        if distributed.rank() == 0:
+            _show_scores(scores, given["as_json"])
+        return
+    writing = WriteOptions(given["opset"], given["keep_bn"], given["force"])
+    with hooked(options.epochs, given) as hooks:
+        produced = train_and_export(network, given["data"], given["out"], options, writing, learn=learn, hooks=hooks)
+    if distributed.rank() == 0:
+        if given["as_json"]:
+            click.echo(json.dumps(_document(network, produced), indent=2))
+        else:
+            _show(network, produced)
+
+
+@contextlib.contextmanager
+def hooked(epochs: int, given: dict[str, Any]) -> Iterator[Any]:
+    """Give the loop a progress bar, lines every so many steps, and the logs that were asked for."""
+    from onnxprune.models import distributed
+    from onnxprune.models.logs import csv_log, tensorboard_log
+    from onnxprune.models.train import Epoch, Hooks, Step
+
+    if distributed.rank():
+        yield Hooks()
+        return
+    with contextlib.ExitStack() as stack:
+        logs = [] if given["csv"] is None else [csv_log(given["csv"])]
+        if given["tensorboard"] is not None:
+            logs.append(stack.enter_context(tensorboard_log(given["tensorboard"])))
+        shown = stack.enter_context(_progress(epochs))
+
+        def on_epoch(epoch: Epoch) -> None:
+            shown(epoch.number, epoch.loss, epoch.validation.words)
+            for log in logs:
+                log(epoch)
+
+        def on_step(step: Step) -> None:
+            if given["print_freq"] and step.number % given["print_freq"] == 0:
+                click.echo(
+                    f"epoch {step.epoch} step {step.number}/{step.steps} loss {step.loss:.4f} lr {step.lr:.3g}",
+                    err=True,
+                )
+
+        yield Hooks(epoch=on_epoch, step=on_step)
+
+
+@contextlib.contextmanager
+def _progress(epochs: int) -> Iterator[Any]:
     """Show a bar on stderr while training; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -124,35 +146,36 @@ def _progress(epochs: int) -> Iterator[Callable[[Epoch], None]]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=epochs)
 
-        def on_epoch(epoch: Epoch) -> None:
-            words = f"loss {epoch.loss:.4f}, held-out accuracy {epoch.validation_accuracy:.2%}"
-            bar.update(task, advance=1, description=words)
+        def show(number: int, loss: float, words: str) -> None:
+            bar.update(task, completed=number, description=f"loss {loss:.4f}, held-out {words}")
 
-        yield on_epoch
+        yield show
 
 
 def _document(network: str, produced: Produced) -> dict[str, Any]:
-    trained, data = produced.trained, produced.data
-    assert trained is not None and data is not None
-    return {
+    trained, data, file = produced.trained, produced.data, produced.file
+    assert trained is not None and data is not None and file is not None
+    parts = {"train": trained.train, "validation": trained.validation, "test": trained.test}
+    metric = "rmse" if data.regression else "accuracy"
+    document = {
         "network": network,
-        "out": str(produced.file.path),
-        "bytes": produced.file.bytes,
-        "sha256": produced.file.sha256,
-        "opset": produced.file.opset,
-        "parity_error": produced.file.error,
+        "out": str(file.path),
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        "opset": file.opset,
+        "parity_error": file.error,
         "epochs": trained.epochs,
         "best_epoch": trained.best_epoch,
-        "accuracy": {
-            "train": trained.train_accuracy,
-            "validation": trained.validation_accuracy,
-            "test": trained.test_accuracy,
-        },
+        metric: {part: scores.known[metric] for part, scores in parts.items()},
+        "scores": {part: scores.known for part, scores in parts.items()},
+        "last": {"epoch": trained.last.number, "loss": trained.last.loss, **trained.last.validation.known},
+        "checkpoints": {name: str(file.path.with_suffix(f".{name}.pth")) for name in ("best", "last")},
         "examples": {"train": data.train.count, "validation": data.validation.count, "test": data.test.count},
         "seconds": round(trained.seconds, 3),
         "metadata": produced.metadata,
         "notes": list(produced.notes),
     }
+    return document
 
 
 def _show(network: str, produced: Produced) -> None:
@@ -160,10 +183,26 @@ def _show(network: str, produced: Produced) -> None:
     from rich.table import Table
 
     document = _document(network, produced)
-    table = Table("data", "examples", "accuracy", title=f"{network}, best of {document['epochs']} epochs")
+    figure = "RMSE" if "rmse" in document else "accuracy"
+    table = Table("data", "examples", figure, title=f"{network}, best of {document['epochs']} epochs")
     for part in ("train", "validation", "test"):
-        table.add_row(part, f"{document['examples'][part]:,}", f"{document['accuracy'][part]:.2%}")
+        value = document[figure.lower()][part]
+        table.add_row(
+            part, f"{document['examples'][part]:,}", f"{value:.2%}" if figure == "accuracy" else f"{value:.4g}"
+        )
     Console(highlight=False).print(table)
+    trained = produced.trained
+    assert trained is not None
+    files = document["checkpoints"]
+    click.echo(f"best: epoch {trained.best_epoch}, held-out {trained.validation.words}: {files['best']}")
+    click.echo(f"last: epoch {trained.last.number}, held-out {trained.last.validation.words}: {files['last']}")
     click.echo(f"wrote {document['out']} ({document['bytes']:,} bytes, opset {document['opset']})")
     for note in produced.notes:
         click.echo(f"note: {note}")
+
+
+def _show_scores(scores: Scores, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"test": scores.known}, indent=2))
+    else:
+        click.echo(f"test: {scores.words}, loss {scores.loss:.4f}")

@@ -21,6 +21,7 @@ from onnxprune.data.labels import Labels, align_labels
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.spec import NAMED_SPLITS, Spec, parse_path, parse_spec
 from onnxprune.data.synthetic import Match
+from onnxprune.data.voxels import open_voxels
 from onnxprune.errors import DataError, OptionError
 
 DataLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | Examples"
@@ -48,7 +49,7 @@ def open_data(
         preprocess: how pixels become input; None guesses pixels / 255 for images, with a warning.
         classes: class names in the order of the model's outputs.
         seed: seed of ``random``, and of the draw where ``examples`` asks for fewer than there are.
-        download: allow ``mnist: cifar10: imagenet:`` to fetch what is missing.
+        download: allow ``mnist: fashion: cifar10: cifar100: imagenet:`` to fetch what is missing.
         examples: at most this many, drawn at random; for ``random`` how many to make (default 256).
         match: for ``random``: fits images to what is known of the model's first layers.
 
@@ -88,6 +89,8 @@ def _open_spec(
     download: bool,
 ) -> Examples:
     match spec.kind:
+        case "voxels":
+            return open_voxels(spec.split, only_input(inputs, spec.text, "voxels"), spec.text)
         case "npz":
             return open_npz(spec.path, inputs, spec.text, preprocess)
         case "npy":

@@ -15,11 +15,18 @@ NAMED_SPLITS: dict[str, tuple[str, str]] = {
     "mnist": ("train", "test"),
     "cifar10": ("train", "test"),
     "imagenet": ("train", "val"),
+    "fashion": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "voxels": ("train", "test"),
 }
-TORCHVISION = ("mnist", "cifar10", "imagenet")
+TORCHVISION = ("mnist", "cifar10", "imagenet", "fashion", "cifar100")
+# Named sources that are part of the package or made on the spot: no ROOT.
+GENERATED = ("voxels",)
+EMBEDDED = ("digits", *GENERATED)
 ACCEPTED = (
     "digits[:train|:test], x.npz, x.npy, a folder or .zip of class folders with images, mnist:ROOT[:split], "
-    "cifar10:ROOT[:split], imagenet:ROOT[:split], script.py:function, random"
+    "fashion:ROOT[:split], cifar10:ROOT[:split], cifar100:ROOT[:split], imagenet:ROOT[:split], "
+    "voxels[:train|:test], script.py:function, random"
 )
 _SCRIPT = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)", re.IGNORECASE | re.DOTALL)
 _SUFFIXES = {".npz": "npz", ".npy": "npy", ".zip": "zip"}
@@ -31,8 +38,8 @@ class Spec:
 
     Attributes:
         text: as the user wrote it.
-        kind: digits, random, mnist, cifar10, imagenet, script, npz, npy, zip or folder.
-        path: file, folder or root; empty for digits and random.
+        kind: digits, voxels, random, mnist, fashion, cifar10, cifar100, imagenet, script, npz, npy, zip or folder.
+        path: file, folder or root; empty for digits, voxels and random.
         split: the split it names, or None.
         function: the function a script names, or None.
     """
@@ -61,8 +68,8 @@ def parse_spec(text: str) -> Spec:
     head, colon, rest = text.partition(":")
     if head == "random" and not colon:
         return Spec(text, "random")
-    if head == "digits" and (rest or not colon):
-        return Spec(text, "digits", split=_known_split(text, "digits", rest) if colon else None)
+    if head in EMBEDDED and (rest or not colon):
+        return Spec(text, head, split=_known_split(text, head, rest) if colon else None)
     if head in TORCHVISION and rest:
         root, split = _root_and_split(text, head, rest)
         return Spec(text, head, path=root, split=split)

@@ -24,19 +24,26 @@ class Network:
 
     Attributes:
         builder: ``module:function``; called as ``function(classes=…, in_channels=…)``.
-        input_shape: Channels, height and width of one image.
+        input_shape: Of one example: channels, height and width of an image, or channels and three sides.
         summary: One line for help texts.
+        classes: Outputs where nothing else is known.
+        regression: It gives real numbers, not classes.
     """
 
     builder: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     summary: str
+    classes: int = 10
+    regression: bool = False
 
 
 _GREY = (1, 28, 28)
 _COLOUR = (3, 32, 32)
+_PHOTO = (3, 224, 224)
+_VOXELS = (1, 20, 20, 20)
 _LENET = "onnxprune.models.zoo.lenet"
 _RESNET = "onnxprune.models.zoo.resnet"
+_IMAGENET = "onnxprune.models.zoo.imagenet"
 
 NETWORKS: dict[str, Network] = {
     "lenet300": Network(f"{_LENET}:lenet300", _GREY, "LeNet-300-100, fully connected"),
@@ -46,6 +53,15 @@ NETWORKS: dict[str, Network] = {
     "resnet44": Network(f"{_RESNET}:resnet44", _COLOUR, "CIFAR ResNet-44, option-A shortcuts"),
     "resnet56": Network(f"{_RESNET}:resnet56", _COLOUR, "CIFAR ResNet-56, option-A shortcuts"),
     "resnet110": Network(f"{_RESNET}:resnet110", _COLOUR, "CIFAR ResNet-110, option-A shortcuts"),
+    "vgg16": Network("onnxprune.models.zoo.vgg:vgg16", _COLOUR, "VGG-16 for CIFAR, one classifier layer"),
+    "vgg16_bn": Network("onnxprune.models.zoo.vgg:vgg16_bn", _COLOUR, "VGG-16 for CIFAR with BatchNorm"),
+    "mlp2": Network("onnxprune.models.zoo.mlp:mlp2", _GREY, "two layers with 1,024 hidden units, for i-SpaSP"),
+    "vgg16_imagenet": Network(f"{_IMAGENET}:vgg16", _PHOTO, "torchvision's VGG-16", 1000),
+    "resnet18": Network(f"{_IMAGENET}:resnet18", _PHOTO, "torchvision's ResNet-18", 1000),
+    "resnet34": Network(f"{_IMAGENET}:resnet34", _PHOTO, "torchvision's ResNet-34", 1000),
+    "resnet50": Network(f"{_IMAGENET}:resnet50", _PHOTO, "torchvision's ResNet-50", 1000),
+    "mobilenet_v2": Network(f"{_IMAGENET}:mobilenet_v2", _PHOTO, "torchvision's MobileNetV2", 1000),
+    "cnn3d": Network("onnxprune.models.zoo.cnn3d:cnn3d", _VOXELS, "3-D convolutions, one real output", 1, True),
 }
 
 
@@ -62,19 +78,21 @@ def find(name: str) -> Network:
     raise OptionError(f"unknown network {name!r}: {hint}the zoo has {', '.join(NETWORKS)}")
 
 
-def build(name: str, classes: int = 10, in_channels: int | None = None) -> nn.Module:
+def build(name: str, classes: int | None = None, in_channels: int | None = None) -> nn.Module:
     """Build a network of the zoo with fresh weights drawn from torch's global generator.
 
     Args:
         name: A key of ``NETWORKS``.
-        classes: Number of output classes, at least 2.
+        classes: Number of output classes, at least 2, or of values; None is the network's own number.
         in_channels: Channels of the input images; None is the network's own number.
 
     Raises:
-        OptionError: If the name is not in the zoo or a number is out of range.
+        OptionError: If the name is not in the zoo, a number is out of range, or torchvision is missing.
     """
     network = find(name)
-    if classes < 2:
+    if classes is None:
+        classes = network.classes
+    if classes < (1 if network.regression else 2):
         raise OptionError(f"{name} with {classes} classes: a classifier needs at least 2")
     channels = network.input_shape[0] if in_channels is None else in_channels
     if channels < 1:

@@ -256,3 +256,33 @@ def test_published_resnet20_equals_the_shared_model(shared_data: Path, tmp_path:
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert images.labels is not None
     assert float((ours.argmax(1) == images.labels).mean()) > 0.7
+
+
+@pytest.mark.parametrize("fold_bn", [True, False])
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_torchscript(
+    small: Small, tmp_path: Path, fold_bn: bool, opset: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = export(small, (2, 8, 8), tmp_path / "m.onnx", exporter="torchscript", opset=opset, fold_bn=fold_bn)
+    model = onnx.load(made.path)
+    assert model.opset_import[0].version == opset
+    assert ("BatchNormalization" in {node.op_type for node in model.graph.node}) == (not fold_bn)
+    assert made.error is not None and made.error < 1e-4
+    assert _dims(model.graph.input[0]) == ["batch", 2, 8, 8]
+    for place in (b"site-packages", b".py", os.fsencode(Path.cwd())):
+        assert place not in made.path.read_bytes()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_torchscript_refusals(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="opset 21: export writes 13 to 20"):
+        export(small, (2, 8, 8), tmp_path / "m.onnx", exporter="torchscript", opset=21)
+    with pytest.raises(OptionError, match="exporter 'jit': dynamo and torchscript are accepted"):
+        export(small, (2, 8, 8), tmp_path / "m.onnx", exporter="jit")  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(ModelError, match="_Pair returns tuple: export writes modules that return one tensor"):
+        export(_Pair(), (4,), tmp_path / "m.onnx", exporter="torchscript")
+    with pytest.raises(ModelError, match="the export of _FixedBatch differs from torch by"):
+        export(_FixedBatch(), (4,), tmp_path / "m.onnx", exporter="torchscript")
+    with pytest.raises(ModelError, match="torch could not export Small through TorchScript: "):
+        export(small, (3, 8, 8), tmp_path / "m.onnx", exporter="torchscript")
+    assert not list(tmp_path.iterdir())

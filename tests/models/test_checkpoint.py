@@ -67,6 +67,16 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
         load_weights(build("lenet300"), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("nest", [None, "model"])
+def test_trusted_pickles_are_read(tmp_path: Path, nest: str | None) -> None:
+    source, target = build("lenet300"), build("lenet300")
+    torch.save(source if nest is None else {nest: source, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="or give --trust-pickle if you trust"):
+        load_weights(target, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth", trust_pickle=True)
+    assert torch.equal(source.get_parameter("fc1.weight"), target.get_parameter("fc1.weight"))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [([1, 2], "holds no state dict"), ({}, "holds no state dict"), ({"a": 1}, "entry 'a' is int")],

@@ -20,9 +20,9 @@ def _idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.tobytes())
 
 
-@pytest.fixture
-def mnist(tmp_path: Path) -> Path:
-    raw = tmp_path / "MNIST" / "raw"
+@pytest.fixture(params=["mnist"])
+def mnist(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    raw = tmp_path / {"mnist": "MNIST", "fashion": "FashionMNIST"}[request.param] / "raw"
     raw.mkdir(parents=True)
     for part, count in (("train", 6), ("t10k", 4)):
         images = np.arange(count * 784, dtype=np.uint32).reshape(count, 28, 28) % 251
@@ -59,6 +59,28 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three images per file, checksums as for ``cifar10``."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    entries = {}
+    for name, shade in (("train", 10), ("test", 20)):
+        content = {"data": np.full((3, 3072), shade, np.uint8), "fine_labels": [99, 0, 5], "coarse_labels": [1, 2, 3]}
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        entries[name] = [[name, hashlib.md5(data).hexdigest()]]
+    names = pickle.dumps({"fine_label_names": [f"name{number}" for number in range(100)]})
+    (folder / "meta").write_bytes(names)
+    own = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(own, "train_list", entries["train"])
+    monkeypatch.setattr(own, "test_list", entries["test"])
+    monkeypatch.setattr(
+        own, "meta", {"filename": "meta", "key": "fine_label_names", "md5": hashlib.md5(names).hexdigest()}
+    )
+    return tmp_path
+
+
+@pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
     ids = ["n01440764", "n01443537"]
     names = {ids[0]: ("tench", "Tinca tinca"), ids[1]: ("goldfish", "Carassius auratus")}
@@ -80,6 +102,39 @@ def test_mnist_splits(mnist: Path) -> None:
     assert images[0].dtype == np.uint8
     assert images[0][0, 0] == (5 * 784) % 251
     assert len(open_torchvision("mnist", mnist, "test")[1]) == 4
+
+
+@pytest.mark.parametrize("mnist", ["fashion"], indirect=True)
+def test_fashion_mnist(mnist: Path) -> None:
+    fetch, labels, classes = open_torchvision("fashion", mnist, "train")
+    assert labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert classes == tuple(torchvision.datasets.FashionMNIST.classes)
+    assert fetch(np.array([5]))[0][0, 0] == (5 * 784) % 251
+
+
+def test_cifar100(cifar100: Path) -> None:
+    fetch, labels, classes = open_torchvision("cifar100", cifar100)
+    assert labels.tolist() == [99, 0, 5, 99, 0, 5]
+    assert classes[99] == "name99"
+    assert fetch(np.array([4]))[0].shape == (32, 32, 3)
+    assert [image[0, 0, 0] for image in fetch(np.array([0, 3]))] == [10, 20]
+
+
+@pytest.mark.parametrize(("kind", "files"), [("fashion", "mnist"), ("cifar100", "cifar100"), ("cifar10", "cifar10")])
+@pytest.mark.parametrize("mnist", ["fashion"], indirect=True)
+def test_specs_reach_the_readers(kind: str, files: str, mnist: Path, request: pytest.FixtureRequest) -> None:
+    from onnxprune.data import InputSpec, Preprocess, open_data
+    from onnxprune.data.spec import parse_spec
+    from onnxprune.models.sources import known_classes
+
+    root = mnist if files == "mnist" else request.getfixturevalue(files)
+    grey = kind == "fashion"
+    want = InputSpec("input", np.dtype(np.float32), ("batch", 1 if grey else 3, *((28, 28) if grey else (32, 32))))
+    spec = f"{kind}:{root}:test"
+    examples = open_data(spec, [want], preprocess=Preprocess(channels="L" if grey else "RGB"))
+    assert examples.labels is not None
+    assert examples.fetch(np.arange(examples.count))["input"].shape[1:] == want.shape[1:]
+    assert known_classes(parse_spec(spec)) == open_torchvision(kind, root, "test")[2]
 
 
 def test_no_split_is_all_of_them_in_order(mnist: Path) -> None:
@@ -124,7 +179,7 @@ def test_damaged_imagenet_image_is_named(imagenet: Path) -> None:
         fetch(np.array([1]))
 
 
-@pytest.mark.parametrize("kind", ["mnist", "cifar10"])
+@pytest.mark.parametrize("kind", ["mnist", "fashion", "cifar10", "cifar100"])
 def test_missing_files_name_root_and_download(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{kind}: no readable data under .*{tmp_path.name}.* or give --download"):
         open_torchvision(kind, tmp_path, "train")
@@ -140,7 +195,9 @@ def test_truncated_mnist(mnist: Path) -> None:
 
 
 def test_unknown_kind_and_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="unknown torchvision data 'svhn': accepted are mnist, cifar10, imagenet"):
+    with pytest.raises(
+        DataError, match="unknown torchvision data 'svhn': accepted are mnist, fashion, cifar10, cifar100, imagenet"
+    ):
         open_torchvision("svhn", tmp_path)
     with pytest.raises(DataError, match="mnist has no split 'val': accepted are train and test"):
         open_torchvision("mnist", tmp_path, "val")

@@ -131,9 +131,12 @@ def test_a_module_of_the_users_own(digits: TrainingData) -> None:
         ({"lr": math.nan}, "lr nan: a positive number"),
         ({"momentum": 1.0}, "momentum 1.0: 0 up to, not including, 1"),
         ({"weight_decay": -1.0}, "weight-decay -1.0: 0 or a positive number"),
-        ({"optimizer": "rmsprop"}, "optimizer 'rmsprop': accepted are sgd, adam"),
-        ({"schedule": "linear"}, "schedule 'linear': accepted are cosine, multistep, none"),
-        ({"augment": "mixup"}, "augment 'mixup': accepted are auto, none, shift, shift\\+flip, affine"),
+        ({"optimizer": "rmsprop"}, "optimizer 'rmsprop': accepted are sgd, adam, adamw"),
+        ({"schedule": "linear"}, "schedule 'linear': accepted are cosine, step, multistep, none"),
+        (
+            {"augment": "mixup"},
+            "augment 'mixup': accepted are auto, none, shift, shift\\+flip, crop, crop\\+flip, affine",
+        ),
     ],
 )
 def test_options_out_of_range(given: dict[str, object], words: str) -> None:

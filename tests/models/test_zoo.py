@@ -20,6 +20,15 @@ WEIGHTS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    "vgg16": 14_719_818,
+    "vgg16_bn": 14_728_266,
+    "mlp2": 784 * 1024 + 1024 + 1024 * 10 + 10,
+    "vgg16_imagenet": 138_357_544,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "mobilenet_v2": 3_504_872,
+    "cnn3d": 44_161,
 }
 
 
@@ -28,11 +37,11 @@ def test_shapes_and_published_sizes(name: str) -> None:
     module = build(name).eval()
     images = torch.zeros(2, *find(name).input_shape)
     with torch.no_grad():
-        assert module(images).shape == (2, 10)
+        assert module(images).shape == (2, find(name).classes)
     assert sum(weight.numel() for weight in module.parameters()) == WEIGHTS[name]
 
 
-@pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20"])
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20", "vgg16_bn", "mlp2", "mobilenet_v2", "resnet18"])
 def test_classes_and_channels(name: str) -> None:
     channels, height, width = 2, *find(name).input_shape[1:]
     with torch.no_grad():
@@ -42,8 +51,8 @@ def test_classes_and_channels(name: str) -> None:
 def test_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(OptionError, match=r"unknown network 'lenet4': did you mean 'lenet5'\? the zoo has lenet300,"):
         build("lenet4")
-    with pytest.raises(OptionError, match=r"unknown network 'vgg': the zoo has"):
-        find("vgg")
+    with pytest.raises(OptionError, match=r"unknown network 'qqq': the zoo has"):
+        find("qqq")
 
 
 def test_numbers_out_of_range() -> None:

@@ -1,0 +1,96 @@
+"""DeepHoyer on LeNets: none, L1 and Hoyer-Square side by side, trained, pruned and tuned.
+
+    python benchmarks/deephoyer.py --train mnist-train.zip --test mnist-test.zip
+    python benchmarks/deephoyer.py --train mnist-train.zip --test mnist-test.zip --structured --network lenet5
+
+Each arm starts from the same dense network. Prints one Markdown row per arm: test accuracy, non-zero weights,
+compression, what is left of MACs and of every layer. Accuracy is that of the ONNX file in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from onnxprune.cli import main
+
+ARMS = {
+    False: {"none": "0", "l1": "1e-5", "hs": "1e-4"},
+    True: {"none": "0", "group-lasso": "1e-3", "group-hs": "1e-3"},
+}
+
+
+def call(*words: object) -> dict[str, Any]:
+    """Run one command and return its JSON."""
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    if done.exit_code:
+        raise SystemExit(done.output + (str(done.exception) if done.exception else ""))
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
+    """Train one arm from the dense network, prune it, tune it and judge the file."""
+    common = ("--data", options.train, "--device", options.device, "--seed", options.seed, "--augment", "none")
+    learning = ("--optimizer", "adam", "--schedule", "none", "--batch-size", options.batch_size, "--json")
+    start = dense
+    if reg != "none":
+        out = folder / f"{reg}.onnx"
+        regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
+        words = ("--epochs", options.epochs, "--from", dense, "--out", out, *regular)
+        call("train", options.network, *common, *learning, *words)
+        # The last epoch: the best by validation may be an early one, not sparse yet.
+        start = out.with_suffix(".last.pth")
+    small = folder / f"{reg}-pruned.onnx"
+    size = ("--threshold", options.threshold) if options.threshold else ("--std-ratio", options.std_ratio)
+    words = (*size, *(["--structured"] if options.structured else []), "--epochs", options.tune, "--out", small)
+    tuned = call("prune-tune", start, *common, *learning, "--lr", 1e-3, "--weight-decay", 1e-4, *words)
+    judged = call("evaluate", small, "--data", options.test, "--json")
+    rows = " ".join(f"{row['rows_kept']}x{row['columns_kept']}" for row in tuned["layers"][:-1])
+    macs = tuned["cost"]["written"]["macs"] / tuned["cost"]["dense"]["macs"]
+    nonzero = tuned["layers"][-1]["nonzero"]
+    accuracy = f"{judged['accuracy']['rate']:.2%}"
+    return f"| {reg} {decay} | {accuracy} | {nonzero:,} | {tuned['compression']:.1f}x | {macs:.1%} | {rows} |"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the dense network and print the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = ("--data", options.train, "--out", folder / "dense.onnx", "--device", options.device)
+        more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
+        call("train", options.network, *words, *more, "--optimizer", "adam", "--augment", "none", "--json")
+        judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
+        print(f"\n**{options.network}**, dense {judged['accuracy']['rate']:.2%}\n")
+        print("| regulariser | accuracy | non-zeros | compression | MACs | rows x columns left |")
+        print("|---|---|---|---|---|---|")
+        for reg, decay in ARMS[options.structured].items():
+            chosen = options.decay if options.decay and reg in ("hs", "group-hs") else decay
+            print(arm(options, folder, folder / "dense.best.pth", reg, chosen), flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--train", required=True, help="training images: any DATA")
+    made.add_argument("--test", required=True, help="test images: any DATA")
+    made.add_argument("--network", default="lenet300", choices=["lenet300", "lenet5"])
+    made.add_argument("--structured", action="store_true")
+    made.add_argument("--epochs", type=int, default=250, help="of the dense training and of each regularised one")
+    made.add_argument("--tune", type=int, default=100, help="epochs after pruning")
+    made.add_argument("--decay", help="of hs or group-hs")
+    made.add_argument("--std-ratio", type=float, default=0.25)
+    made.add_argument("--threshold", type=float, help="in place of --std-ratio")
+    made.add_argument("--batch-size", type=int, default=128)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--device", default="auto")
+    return made
+
+
+if __name__ == "__main__":
+    run(parser().parse_args())

@@ -1,0 +1,171 @@
+"""Options of the verbs that train, and how their processes are started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxprune.cli.shared import DATA_HELP
+from onnxprune.errors import OptionError
+
+if TYPE_CHECKING:
+    from onnxprune.models.options import TrainOptions
+
+__all__ = ["data_options", "distributed_options", "launch", "learning_options", "log_options", "train_options"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Fields of TrainOptions that the command line gives under their own names.
+FIELDS = (
+    "epochs", "batch_size", "lr", "optimizer", "momentum", "nesterov", "weight_decay", "no_bias_decay", "schedule",
+    "gamma", "warmup", "label_smoothing", "patience", "amp", "decay", "sync_bn", "augment", "seed", "device", "workers",
+)  # fmt: skip
+
+
+def data_options(function: Function) -> Function:
+    """Add what is learnt from."""
+    return _added(
+        function,
+        click.option("--data", help=f"labelled {DATA_HELP.removesuffix(', random')}"),
+        click.option(
+            "--val-share", type=float, default=0.1, show_default=True, help="share held out, which picks the epoch"
+        ),
+        click.option(
+            "--drop-class", "dropped", multiple=True, metavar="CLASS", help="learn from no example of it (repeatable)"
+        ),
+        click.option("--download", is_flag=True, help="let torchvision fetch missing data"),
+        click.option("--workers", type=int, default=0, show_default=True, help="threads that read and decode ahead"),
+    )
+
+
+def learning_options(function: Function) -> Function:
+    """Add how it is learnt; an option without a default here has one by network."""
+    return _added(
+        function,
+        click.option("--epochs", type=int, help="passes over the training data  [default: 30; ResNets, VGGs 60]"),
+        click.option("--batch-size", type=int, help="examples per step, of all processes  [default: 32; ResNets 128]"),
+        click.option("--lr", type=float, help="learning rate at the start  [default: 0.02; ResNets 0.1; adam 0.001]"),
+        click.option("--optimizer", help="sgd, adam or adamw  [default: sgd; cnn3d adam]"),
+        click.option("--momentum", type=float, help="momentum of sgd  [default: 0.9]"),
+        click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's form of it  [default: yes]"),
+        click.option("--weight-decay", type=float, help="factor of the L2 penalty  [default: 0.0005]"),
+        click.option("--no-bias-decay", is_flag=True, default=None, help="no weight decay on biases and normalisation"),
+        click.option("--schedule", help="cosine, step, multistep or none  [default: cosine]"),
+        click.option("--milestones", metavar="E,E,...", help="epochs of step  [default: half and three quarters]"),
+        click.option("--gamma", type=float, help="factor of step and multistep  [default: 0.1]"),
+        click.option("--warmup", type=float, metavar="EPOCHS", help="the rate rises in a line first  [default: 0]"),
+        click.option("--label-smoothing", type=float, help="share of the target spread over classes  [default: 0]"),
+        click.option(
+            "--patience", type=int, metavar="EPOCHS", help="stop when none was better for so long  [default: never]"
+        ),
+        click.option("--amp", is_flag=True, default=None, help="mixed precision; CUDA only"),
+        click.option(
+            "--reg",
+            metavar="NAME",
+            help="none, l1, hoyer, hs, transformed-l1, group-lasso, group-hs, or DeepHoyer's number",
+        ),
+        click.option("--structured", is_flag=True, help="--reg over whole filters and channels: 0-2 or a group-"),
+        click.option("--decay", type=float, help="factor of --reg  [default: 0]"),
+        click.option(
+            "--augment",
+            help="auto, none, shift, shift+flip, crop, crop+flip or affine  "
+            "[default: auto: affine on grey images, shift+flip on colour]",
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="decides weights, order, held-out examples"
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
+    )
+
+
+def log_options(function: Function) -> Function:
+    """Add where figures go meanwhile."""
+    return _added(
+        function,
+        click.option("--csv", type=click.Path(), metavar="FILE", help="every epoch's figures as CSV"),
+        click.option("--tensorboard", type=click.Path(), metavar="DIR", help="every epoch's figures for TensorBoard"),
+        click.option("--print-freq", type=int, default=0, metavar="N", help="a line on stderr every N steps"),
+    )
+
+
+def distributed_options(function: Function) -> Function:
+    """Add how several processes train together."""
+    return _added(
+        function,
+        click.option(
+            "--multiprocessing-distributed", is_flag=True, help="one process per CUDA device (or --nproc-per-node) here"
+        ),
+        click.option("--nproc-per-node", type=int, metavar="N", help="processes here  [default: CUDA devices, else 1]"),
+        click.option(
+            "--world-size",
+            type=int,
+            metavar="N",
+            help="processes in all, or machines with --multiprocessing-distributed; torchrun says it itself",
+        ),
+        click.option("--rank", type=int, metavar="N", help="which of these this is, from 0"),
+        click.option("--dist-url", metavar="URL", help="where they meet, such as tcp://127.0.0.1:23456"),
+        click.option("--dist-backend", metavar="NAME", help="nccl or gloo  [default: nccl with a device each]"),
+        click.option(
+            "--sync-bn", is_flag=True, default=None, help="BatchNorm statistics over all processes; CUDA only"
+        ),
+    )
+
+
+def train_options(network: str, given: dict[str, Any]) -> TrainOptions:
+    """Take the training options out of the command line's.
+
+    Raises:
+        OptionError: If a value is out of range.
+    """
+    from onnxprune.models.options import options_for, regularizer_name
+
+    chosen = {name: given[name] for name in FIELDS}
+    if given["reg"] is not None:
+        chosen["reg"] = regularizer_name(given["reg"], structured=given["structured"])
+    elif given["structured"]:
+        raise OptionError("--structured says over what --reg is taken: give --reg group-hs or group-lasso")
+    if given["milestones"] is not None:
+        try:
+            chosen["milestones"] = tuple(int(text) for text in given["milestones"].split(","))
+        except ValueError as error:
+            raise OptionError(
+                f"--milestones {given['milestones']!r}: epochs with commas are accepted, as 80,120"
+            ) from error
+    return options_for(network, chosen)
+
+
+def launch(function: Callable[[str, dict[str, Any]], None], network: str, given: dict[str, Any]) -> None:
+    """Run ``function(network, given)`` here, or in as many processes as the options ask for.
+
+    Raises:
+        OptionError: If the options do not say how the processes find each other.
+    """
+    import torch
+
+    from onnxprune.models import distributed
+
+    world, rank, url = given["world_size"], given["rank"], given["dist_url"]
+    if given["multiprocessing_distributed"]:
+        processes = given["nproc_per_node"] or max(1, torch.cuda.device_count())
+        node = distributed.Rendezvous(world or 1, rank or 0, url or "env://", given["dist_backend"])
+        distributed.spawn(function, (network, given), node, processes)
+        return
+    if given["nproc_per_node"] is not None:
+        raise OptionError("--nproc-per-node is for --multiprocessing-distributed; torchrun has its own")
+    meeting = distributed.from_environment(given["dist_backend"])
+    if world is not None and meeting is None:
+        if world > 1 and (rank is None or url is None):
+            raise OptionError(
+                "--world-size without torchrun needs --rank and --dist-url, such as tcp://127.0.0.1:23456"
+            )
+        meeting = distributed.Rendezvous(world, rank or 0, url or "env://", given["dist_backend"])
+    with distributed.joined(meeting, given["device"]):
+        function(network, given)
+
+
+def _added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
