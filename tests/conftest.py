@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data.digits import load
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Iterator[Callable[[str], Any]]:
+    """Import a module of benchmarks/zoo, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+        yield lambda name: importlib.import_module(f"benchmarks.zoo.{name}")
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,6 @@ from onnxprune.recipe import PASSES
 GRAPHS = ("lstm-script", "transformer_encoder-folded", "autoencoder-script")
 # A survey of all layers takes seconds.
 LONG = ("pca(flops=0.6)", "lrank(flops=0.6)", "auto(flops=0.6)")
-
-
-@pytest.fixture(scope="module")
-def zoo() -> Iterator[Any]:
-    """Import a module of benchmarks/zoo, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
-        yield lambda name: importlib.import_module(f"benchmarks.zoo.{name}")
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 FAST = ("autoencoder-script", "gpt-folded", "transformer_encoder-folded", "lstm-script", "gru-script", "unet-folded")
-
-
-@pytest.fixture(scope="module")
-def zoo() -> Iterator[Any]:
-    """Import a module of benchmarks/zoo, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
-        yield lambda name: importlib.import_module(f"benchmarks.zoo.{name}")
 
 
 @pytest.fixture(scope="module")

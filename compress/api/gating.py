@@ -104,9 +104,7 @@ def _class_agreement(wanted: float, evidence: Evidence, confidence: float) -> Ga
         least = min(few, key=lambda each: each.count)
         said += f"; {amount(least.count, 'example')} of '{least.label}' cannot prove it even for an identical model"
         said += f" ({_classes(len(few), len(found))} with too few); at least {needed:,} of each class would"
-    if evidence.classes is not None and evidence.classes > len(found):
-        left_out = _classes(evidence.classes - len(found), evidence.classes)
-        said += f"; {left_out} left out, which the original never chose on these examples"
+    said += _left_out(evidence, len(found), "which the original never chose on these examples")
     return Gate(name, wanted, low, not short, said)
 
 
@@ -126,9 +124,7 @@ def _class_accuracy_drop(wanted: float, evidence: Evidence) -> Gate:
     beyond = sum(row[3] > wanted for row in found)
     said += f": largest {drop:.6g} ('{worst.label}': {amount(worst.count, 'example')}, {was:,} right before, {now:,} "
     said += f"after); {_classes(beyond, len(found))} {'goes' if beyond == 1 else 'go'} beyond: {verdict(not beyond)}"
-    if evidence.classes is not None and evidence.classes > len(found):
-        left_out = _classes(evidence.classes - len(found), evidence.classes)
-        said += f"; {left_out} left out, of which there are no examples"
+    said += _left_out(evidence, len(found), "of which there are no examples")
     return Gate(name, wanted, drop, not beyond, said)
 
 
@@ -138,6 +134,12 @@ def _latency(wanted: float, ratio: Ratio | None) -> Gate:
     if ratio.high is None:
         return latency_gate(None, wanted, f"ratio {ratio.value:.4g}, in too few runs for an interval")
     return latency_gate(ratio.high, wanted, f"ratio {ratio.value:.4g}, {100 * ratio.confidence:g} % interval")
+
+
+def _left_out(evidence: Evidence, judged: int, why: str) -> str:
+    if evidence.classes is None or evidence.classes <= judged:
+        return ""
+    return f"; {_classes(evidence.classes - judged, evidence.classes)} left out, {why}"
 
 
 def _classes(count: int, of: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from onnxprune import pipeline, recipe
-from onnxprune.api.compressing import Result, finished, judged_last
+from onnxprune.api.compressing import finished, judged_last
 from onnxprune.api.opening import ModelLike
 from onnxprune.api.options import Options
 from onnxprune.api.reporting import size_gates
@@ -25,6 +25,7 @@ from onnxprune.errors import OptionError
 from onnxprune.evaluate.streaming import Recorded
 from onnxprune.graph import io
 from onnxprune.graph.cost import Cost, measure
+from onnxprune.report.report import Report
 from onnxprune.report.sweep import Point, Sweep
 from onnxprune.runtime.operators import unknown_operators
 
@@ -62,24 +63,6 @@ def sweep(
         ModelError, DataError, BackendError: as their docstrings say.
     """
     chosen = options or Options()
-    found = list(points(model, recipes, targets, Sources(data, calib, eval), chosen, folder=folder, force=force))
-    first = found[0][1].report
-    rows = tuple(point for point, _ in found)
-    warnings = tuple(dict.fromkeys(w for _, each in found for w in each.report.warnings))
-    return Sweep(first.source, first.data, rows, warnings, chosen.seed, first.providers, first.versions)
-
-
-def points(
-    model: ModelLike,
-    recipes: Sequence[str],
-    targets: Sequence[str | Target],
-    sources: Sources,
-    chosen: Options,
-    *,
-    folder: str | Path | None = None,
-    force: bool = False,
-) -> Iterator[tuple[Point, Result]]:
-    """Yield every point of :func:`sweep` with its whole result, in the order of recipes and targets."""
     wanted = [parse_target(t) if isinstance(t, str) else t for t in targets]
     runs = [(text, target, recipe.parse(text, [target])) for text in recipes for target in wanted]
     if not runs:
@@ -88,20 +71,29 @@ def points(
     paths: Sequence[Path | None] = [None] * len(runs)
     if folder is not None:
         paths = _paths(Path(folder), recipes_in_full, model, force=force)
-    opened = open_run(model, chain(*recipes_in_full), sources, chosen, choosing=False)
+    opened = open_run(model, chain(*recipes_in_full), Sources(data, calib, eval), chosen, choosing=False)
     # Every point reads them again.
     opened = replace(opened, evaluation=opened.evaluation.held(_ROOM))
     shared = _Shared(opened, chosen)
+    points, reports = list[Point](), list[Report]()
     for (text, target, items), path in zip(runs, paths, strict=True):
         start = time.perf_counter()
-        steps = shared.steps(items)
-        judged, unjudged = judged_last(opened, steps, chosen, shared.recorded)
-        result = finished(
-            opened, steps, judged, chosen, rates=[None] * len(steps), gates=size_gates(steps), before=unjudged
-        )
-        if path is not None:
-            result = result.save(path, force=force)
-        yield Point.of(text, target, result.report, time.perf_counter() - start, path), result
+        report = _reported(shared, items, path, force=force)
+        points.append(Point.of(text, target, report, time.perf_counter() - start, path))
+        reports.append(report)
+    first, warnings = reports[0], tuple(dict.fromkeys(w for report in reports for w in report.warnings))
+    return Sweep(first.source, first.data, tuple(points), warnings, chosen.seed, first.providers, first.versions)
+
+
+def _reported(shared: _Shared, items: Sequence[Pass], path: Path | None, *, force: bool) -> Report:
+    """Make one model, write it where it is wanted, and return the report; the model itself is not kept."""
+    steps = shared.steps(items)
+    judged, unjudged = judged_last(shared.opened, steps, shared.chosen, shared.recorded)
+    result = finished(
+        shared.opened, steps, judged, shared.chosen,
+        rates=[None] * len(steps), gates=size_gates(steps), before=unjudged,
+    )  # fmt: skip
+    return result.report if path is None else result.save(path, force=force).report
 
 
 def _paths(folder: Path, recipes: Sequence[Sequence[Pass]], model: ModelLike, *, force: bool) -> list[Path]:
@@ -134,7 +126,7 @@ class _Shared:
     """Runs recipes one after the other; steps at which the next begins like the last are not taken again."""
 
     def __init__(self, opened: Opened, chosen: Options) -> None:
-        self.recorded = Recorded()
+        self.opened, self.chosen, self.recorded = opened, chosen, Recorded()
         self._source = opened.loaded.model
         self._way = pipeline.Run(opened.calibration, opened.settings, chosen.seed, opened.inputs, chosen.progress)
         self._cost: Cost = measure(self._source, opened.inputs)

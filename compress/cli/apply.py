@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli.outputs import open_outputs, write_outputs
-from onnxprune.cli.shared import DATA_HELP, gate_options, make_options, run_options, show_report, take_gates
+from onnxprune.cli.shared import gate_options, make_options, run_options, show_report, source_options, take_gates
 
 _RECORDED = {
     "targets": "--target",
@@ -43,15 +43,7 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
 @click.option(
     "--replay", "made", metavar="P.onnx", help="make P.onnx again, with the recipe, seed and sizes in its metadata"
 )
-@click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}")
-@click.option("--calib", metavar="D", help="calibration examples (labels are never read)")
-@click.option("--eval", "judged", metavar="D", help="evaluation examples")
-@click.option(
-    "--calib-examples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="calibrate on N examples  [default: at most 1000]",
-)
+@source_options
 @click.option(
     "--target",
     "targets",

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxprune.cli.shared import DATA_HELP
+from onnxprune.cli.shared import DATA_HELP, added
 from onnxprune.errors import OptionError
 
 if TYPE_CHECKING:
     from onnxprune.models.options import TrainOptions
 
-__all__ = ["data_options", "distributed_options", "launch", "learning_options", "log_options", "train_options"]
+__all__ = [
+    "data_options", "distributed_options", "launch", "learning_options", "log_options", "train_options",
+    "writing_options",
+]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +29,7 @@ FIELDS = (
 
 def data_options(function: Function) -> Function:
     """Add what is learnt from."""
-    return _added(
+    return added(
         function,
         click.option("--data", help=f"labelled {DATA_HELP.removesuffix(', random')}"),
         click.option(
@@ -42,7 +45,7 @@ def data_options(function: Function) -> Function:
 
 def learning_options(function: Function) -> Function:
     """Add how it is learnt; an option without a default here has one by network."""
-    return _added(
+    return added(
         function,
         click.option("--epochs", type=int, help="passes over the training data  [default: 30; ResNets, VGGs 60]"),
         click.option("--batch-size", type=int, help="examples per step, of all processes  [default: 32; ResNets 128]"),
@@ -82,7 +85,7 @@ def learning_options(function: Function) -> Function:
 
 def log_options(function: Function) -> Function:
     """Add where figures go meanwhile."""
-    return _added(
+    return added(
         function,
         click.option("--csv", type=click.Path(), metavar="FILE", help="every epoch's figures as CSV"),
         click.option("--tensorboard", type=click.Path(), metavar="DIR", help="every epoch's figures for TensorBoard"),
@@ -92,7 +95,7 @@ def log_options(function: Function) -> Function:
 
 def distributed_options(function: Function) -> Function:
     """Add how several processes train together."""
-    return _added(
+    return added(
         function,
         click.option(
             "--multiprocessing-distributed", is_flag=True, help="one process per CUDA device (or --nproc-per-node) here"
@@ -110,6 +113,17 @@ def distributed_options(function: Function) -> Function:
         click.option(
             "--sync-bn", is_flag=True, default=None, help="BatchNorm statistics over all processes; CUDA only"
         ),
+    )
+
+
+def writing_options(function: Function) -> Function:
+    """Add how the ONNX file is written, and ``--json``."""
+    return added(
+        function,
+        click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set"),
+        click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them"),
+        click.option("--force", is_flag=True, help="overwrite an existing --out and its checkpoints"),
+        click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
     )
 
 
@@ -163,9 +177,3 @@ def launch(function: Callable[[str, dict[str, Any]], None], network: str, given:
         meeting = distributed.Rendezvous(world, rank or 0, url or "env://", given["dist_backend"])
     with distributed.joined(meeting, given["device"]):
         function(network, given)
-
-
-def _added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
-    for decorate in reversed(decorators):
-        function = decorate(function)
-    return function

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.configured import config_option
-from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options
+from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options, writing_options
 
 if TYPE_CHECKING:
     from onnxprune.models.prunetune import PruneTuned
@@ -42,10 +42,7 @@ Examples:
 @click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
 @log_options
 @distributed_options
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set")
-@click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
-@click.option("--force", is_flag=True, help="overwrite an existing --out and its checkpoints")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@writing_options
 def command(source: str, **given: Any) -> None:
     """Prune a checkpoint by a threshold, train on with the zeros fixed, print what is zero, and write ONNX.
 

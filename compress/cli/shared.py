@@ -24,7 +24,7 @@ DATA_HELP = (
 
 def work_options(function: Function) -> Function:
     """Add the options about where and how to run: providers, batch size, threads, seed, preprocessing."""
-    return _added(
+    return added(
         function,
         click.option(
             "--providers",
@@ -53,7 +53,7 @@ def work_options(function: Function) -> Function:
 
 def run_options(function: Function) -> Function:
     """Add the options of :func:`work_options`, how many examples to evaluate on, and the confidence."""
-    judging = _added(
+    judging = added(
         function,
         click.option(
             "--eval-examples",
@@ -80,10 +80,26 @@ def run_options(function: Function) -> Function:
     return work_options(judging)
 
 
+def source_options(function: Function) -> Function:
+    """Add where the examples of a run come from: one source, or one of each kind."""
+    return added(
+        function,
+        click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}"),
+        click.option("--calib", metavar="D", help="calibration examples (labels are never read)"),
+        click.option("--eval", "judged", metavar="D", help="evaluation examples"),
+        click.option(
+            "--calib-examples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="calibrate on N examples  [default: at most 1000]",
+        ),
+    )
+
+
 def gate_options(function: Function) -> Function:
     """Add the gates, the reports and ``--json``."""
     share, ratio = click.FloatRange(0, 1), click.FloatRange(min=0, min_open=True)
-    return _added(
+    return added(
         function,
         click.option(
             "--min-agreement",
@@ -166,7 +182,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, given: str | None) -> int
         raise click.BadParameter(str(error), ctx, param) from error
 
 
-def _added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
+def added(function: Function, *decorators: Callable[[Function], Function]) -> Function:
     """Decorate a command so that its help lists the options in the order given."""
     for decorate in reversed(decorators):
         function = decorate(function)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli.shared import DATA_HELP, check_reports, make_options, run_options
+from onnxprune.cli.shared import check_reports, make_options, run_options, source_options
 
 if TYPE_CHECKING:
     from onnxprune.report.sweep import Sweep
@@ -35,15 +35,7 @@ worked out once. Exit status: 0 done, 1 a size was not reached, 2 usage, 3 unusa
     metavar="SIZE=F,F,...",
     help="sizes for the pass that names none, such as flops=0.9,0.7,0.5 (repeatable)",
 )
-@click.option("--data", metavar="D", help=f"one source, split into calibration and evaluation; {DATA_HELP}")
-@click.option("--calib", metavar="D", help="calibration examples (labels are never read)")
-@click.option("--eval", "judged", metavar="D", help="evaluation examples")
-@click.option(
-    "--calib-examples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="calibrate on N examples  [default: at most 1000]",
-)
+@source_options
 @click.option("--out", "folder", metavar="DIR", help="write every model into this folder, which exists")
 @click.option("--force", is_flag=True, help="overwrite models in --out")
 @click.option("--plot", metavar="F.svg", help="draw agreement against FLOPs, bytes and latency")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.configured import config_option
-from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options
+from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options, writing_options
 
 if TYPE_CHECKING:
     from onnxprune.models.produce import Produced
@@ -56,10 +56,7 @@ Examples:
 @click.option("--evaluate", is_flag=True, help="score the weights of --from on the test data; train nothing")
 @log_options
 @distributed_options
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set")
-@click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
-@click.option("--force", is_flag=True, help="overwrite an existing --out and its checkpoints")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@writing_options
 def command(network: str, **given: Any) -> None:
     """Train NET on labelled data and write it as ONNX, ready for ``onnxprune apply``.
 

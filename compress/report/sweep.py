@@ -12,14 +12,13 @@ from typing import Any, Final
 from onnxprune.budget import Target
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.evidence import Rate
-from onnxprune.graph import io
 from onnxprune.report.figures import interval, number, percent, points
 from onnxprune.report.grids import Grid
 from onnxprune.report.markdown import code_text, grid_text
 from onnxprune.report.plain import to_plain
 from onnxprune.report.plots import check_plot_path, write_svg
 from onnxprune.report.report import DataUsed, Report, Source
-from onnxprune.report.write import check_report_path
+from onnxprune.report.write import check_report_path, write_whole
 
 FORMS = (".json", ".md", ".html")
 """The suffixes that a sweep can be written with."""
@@ -190,8 +189,7 @@ def write_sweep(sweep: Sweep, path: str | os.PathLike[str]) -> None:
             from onnxprune.report.sweep_page import sweep_page
 
             text = sweep_page(sweep)
-    with io.replaced(target) as file:
-        file.write(text.encode())
+    write_whole(text, target)
 
 
 def write_sweep_plot(sweep: Sweep, path: str | os.PathLike[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,6 @@ SHARES = {
     "gru-script": 0.95,
 }
 LIGHT_SHARES = {"light_squeezenet": 0.95, "light_shufflenet": 0.9}
-
-
-@pytest.fixture(scope="module")
-def zoo() -> Iterator[Any]:
-    """Import a module of benchmarks/zoo, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
-        yield lambda name: importlib.import_module(f"benchmarks.zoo.{name}")
 
 
 @pytest.fixture(scope="module")
