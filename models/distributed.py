@@ -77,6 +77,11 @@ def joined(meeting: Rendezvous | None, device: str = "auto") -> Iterator[None]:
     if meeting is None or meeting.world_size == 1:
         yield
         return
+    # Its functions take the process group as a default argument: first imported (by DistributedDataParallel) after the
+    # processes have joined, it would keep the group and its threads alive into the interpreter's end, where a thread
+    # that still lets go of a tensor aborts the process.
+    import torch.distributed.nn.functional
+
     own = device != "cpu" and torch.cuda.device_count() > local_rank()
     backend = meeting.backend or ("nccl" if own else "gloo")
     if backend == "nccl":

@@ -86,6 +86,29 @@ def test_two_processes_are_one_with_the_joint_batch(way: str, wanted: np.ndarray
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.best.pth", "m.csv", "m.last.pth", "m.onnx"]
 
 
+LEAVES = """
+import os, sys, torch
+from onnxprune.models import distributed
+meeting = distributed.Rendezvous(2, int(sys.argv[1]), sys.argv[2], "gloo")
+with distributed.joined(meeting, "cpu"):
+    parallel = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    parallel(torch.ones(2, 4)).sum().backward()
+    del parallel
+print(*sorted(open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_leaving_ends_every_thread_of_the_process_group() -> None:
+    # One of them alive at the interpreter's end aborted the process now and then.
+    url = f"tcp://127.0.0.1:{_port()}"
+    words = ([sys.executable, "-c", LEAVES, str(rank), url] for rank in (0, 1))
+    processes = [subprocess.Popen(each, text=True, stdout=subprocess.PIPE) for each in words]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert not any("gloo" in each or "tcpstore" in each for each in said)
+
+
 def test_a_failing_process_says_why_and_gives_its_status(tmp_path: Path) -> None:
     words = ("onnxprune", "train", "lenet300", "--data", "digit", "--out", tmp_path / "m.onnx")
     more = ("--multiprocessing-distributed", "--nproc-per-node", 1, "--dist-url", f"tcp://127.0.0.1:{_port()}")
