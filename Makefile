@@ -15,7 +15,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=default
 
 # Plain editable installs are invisible to type checkers, so the built copy is checked.
 check: $(VENV)/dev.stamp

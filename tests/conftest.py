@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data.digits import load
+
+# The same examples in every run: a change is judged by what it changed. `make test-slow` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="module")
