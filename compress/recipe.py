@@ -50,6 +50,7 @@ PASSES: dict[str, str] = {
     "int8": "onnxprune.passes.int8:Int8",
     "dequantize": "onnxprune.passes.dequantize:Dequantize",
     "custom": "onnxprune.passes.custom:Custom",
+    "distill": "onnxprune.models.distill:Distill",
 }
 _STEP = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

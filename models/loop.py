@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from onnxprune.data import Batch, Examples
 from onnxprune.errors import BackendError
 from onnxprune.models import distributed
 from onnxprune.models.augment import augmented
+from onnxprune.models.objectives import Objective
 from onnxprune.models.optim import rate
 from onnxprune.models.options import TrainOptions
 from onnxprune.models.regularizers import penalty
-from onnxprune.models.scoring import Scores, score, tensors
+from onnxprune.models.scoring import Scores
 from onnxprune.models.state import Checkpoints, read_state, recorded, write_checkpoint
 
 __all__ = ["Epoch", "Hooks", "Loop", "Progress", "Step"]
@@ -98,7 +98,7 @@ class Loop:
     options: TrainOptions
     device: torch.device
     hooks: Hooks
-    regression: bool
+    task: Objective
 
     def run_epochs(self, checkpoints: Checkpoints | None, asked: TrainOptions) -> None:
         """Run all epochs that are left; states carry the options as they were asked for."""
@@ -108,11 +108,11 @@ class Loop:
         elif distributed.rank():
             # Each process drops out units of its own; the batch order comes from the generator they share.
             torch.manual_seed(self.options.seed + distributed.rank())
-        parallel = _parallel(run.module, self.options, self.device)
+        parallel = _parallel(run.module, self.options, self.device, self.task.partial)
         while len(run.epochs) < self.options.epochs and not self._stale():
             number = len(run.epochs) + 1
             loss, extra = self._one_epoch(parallel, number)
-            found = score(run.module, self.validation, self.device, regression=self.regression)
+            found = self.task.score(run.module, self.validation, self.device)
             epoch = Epoch(number, loss, extra, float(run.optimizer.param_groups[0]["lr"]), found)
             run.epochs.append(epoch)
             better = run.best == 0 or found.key > run.epochs[run.best - 1].validation.key
@@ -156,12 +156,14 @@ class Loop:
         number: int,
     ) -> tuple[float, float]:
         run, options = self.run, self.options
-        images, answers = tensors(share, self.regression)
+        inputs, answers = self.task.read(share)
         places = (joint, distributed.shard(joint) if own else slice(0, 1))
-        images = augmented(images.to(self.device), options.augment, run.generator, places)
+        inputs = tuple(each.to(self.device) for each in inputs)
+        if options.augment != "none":
+            inputs = tuple(augmented(each, options.augment, run.generator, places) for each in inputs)
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=options.amp):
-            outputs = parallel(images)
-        loss = self._loss(outputs.float(), answers.to(self.device))
+            outputs = parallel(*inputs)
+        loss = self.task.loss(outputs, inputs, None if answers is None else answers.to(self.device))
         value = float(loss.detach())
         if not all(map(math.isfinite, distributed.summed([value], self.device))):
             raise BackendError(
@@ -180,11 +182,6 @@ class Loop:
         run.scaler.update()
         self.hooks.weights(run.module)
         return value, added
-
-    def _loss(self, outputs: Tensor, answers: Tensor) -> Tensor:
-        if self.regression:
-            return functional.mse_loss(outputs.reshape(answers.shape), answers)
-        return functional.cross_entropy(outputs, answers, label_smoothing=self.options.label_smoothing)
 
     def _save(self, checkpoints: Checkpoints, asked: TrainOptions, *, better: bool) -> None:
         run = self.run
@@ -224,13 +221,14 @@ class Loop:
             self.hooks.epoch(epoch)
 
 
-def _parallel(module: nn.Module, options: TrainOptions, device: torch.device) -> nn.Module:
+def _parallel(module: nn.Module, options: TrainOptions, device: torch.device, partial: bool) -> nn.Module:
     """Wrap the module so that the processes' gradients are averaged; a single process has it as it is."""
     if distributed.world() == 1:
         return module
     if options.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    places = [device] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(module, device_ids=places, find_unused_parameters=partial)
 
 
 def _fed(examples: Examples, shares: Iterator[np.ndarray[Any, Any]], workers: int) -> Iterator[tuple[int, Batch, int]]:

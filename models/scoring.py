@@ -28,17 +28,20 @@ class Scores:
         accuracy: Share of right top decisions.
         rmse: Root of the mean squared error.
         pearson: Correlation of predictions and targets; 0 where either is constant.
+        agreement: Share of top decisions that are the teacher's, where there is one.
     """
 
     loss: float
     accuracy: float | None = None
     rmse: float | None = None
     pearson: float | None = None
+    agreement: float | None = None
 
     @property
     def key(self) -> tuple[float, float]:
-        """Return what is higher for the better network: accuracy and then loss, or the error."""
-        return (-self.loss, 0.0) if self.accuracy is None else (self.accuracy, -self.loss)
+        """Return what is higher for the better network: agreement or accuracy and then loss, or the error."""
+        decided = self.accuracy if self.agreement is None else self.agreement
+        return (-self.loss, 0.0) if decided is None else (decided, -self.loss)
 
     @property
     def known(self) -> dict[str, float]:
@@ -47,9 +50,14 @@ class Scores:
 
     @property
     def words(self) -> str:
-        """Say the main figure."""
+        """Say the main figures."""
+        if self.agreement is not None:
+            also = "" if self.accuracy is None else f", accuracy {self.accuracy:.2%}"
+            return f"agreement {self.agreement:.2%}{also}"
         if self.accuracy is not None:
             return f"accuracy {self.accuracy:.2%}"
+        if self.rmse is None:
+            return f"loss {self.loss:.4g}"
         return f"RMSE {self.rmse:.4g}, Pearson r {self.pearson:.3f}"
 
     @classmethod

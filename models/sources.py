@@ -19,7 +19,7 @@ from onnxprune.data.split import Dropped
 from onnxprune.errors import DataError, OptionError
 from onnxprune.models.datasets import CLASS_NAMES, open_torchvision
 
-__all__ = ["TrainingData", "known_classes", "open_training", "portable_spec"]
+__all__ = ["HELD_OUT", "TrainingData", "check_held_out", "divide", "known_classes", "open_training", "portable_spec"]
 
 INPUT = "input"
 HELD_OUT = 0.1
@@ -93,8 +93,7 @@ def open_training(
         OptionError: If the share is out of range, or a dropped class is unknown.
         DataError: If the data cannot be opened, is unlabelled, too small, of one class, or does not fit.
     """
-    if not 0 < val_share < 0.5:
-        raise OptionError(f"val-share {val_share}: a share above 0 and below 0.5 is accepted")
+    check_held_out(val_share)
     parsed = parse_spec(spec)
     sides = parsed.sides or (spec,)
     want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *input_shape))
@@ -107,7 +106,7 @@ def open_training(
     else:
         most = max(int(_labels(examples).max()) for examples in opened)
         classes = names or tuple(str(label) for label in range(most + 1))
-    parts = _divide(opened, seed, val_share)
+    parts = divide(opened, seed, val_share)
     if drop_classes:
         if regression:
             raise OptionError("drop-class is for classifiers: a regression has no classes")
@@ -124,6 +123,16 @@ def open_training(
     train, validation, test = parts
     shape = tuple(input_shape)
     return TrainingData(train, validation, test, classes, preprocess, colour, portable_spec(parsed), shape, regression)
+
+
+def check_held_out(share: float) -> None:
+    """Check a share to hold out for validation.
+
+    Raises:
+        OptionError: If it is out of range.
+    """
+    if not 0 < share < 0.5:
+        raise OptionError(f"val-share {share}: a share above 0 and below 0.5 is accepted")
 
 
 def portable_spec(spec: Spec) -> str | None:
@@ -222,8 +231,12 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _divide(opened: Sequence[Examples], seed: int, share: float) -> list[Examples]:
-    """Return training, validation and test examples."""
+def divide(opened: Sequence[Examples], seed: int, share: float) -> list[Examples]:
+    """Return training, validation and test examples: of a single source as many for the test as for validation.
+
+    Raises:
+        DataError: If there are too few.
+    """
     rng = np.random.default_rng(seed)
     pool = opened[0]
     if pool.count < LEAST:

@@ -20,9 +20,10 @@ from onnxprune.data import Examples
 from onnxprune.errors import OptionError
 from onnxprune.models import distributed
 from onnxprune.models.loop import Epoch, Hooks, Loop, Progress, Step
+from onnxprune.models.objectives import Objective, Supervised
 from onnxprune.models.optim import optimizer_for
 from onnxprune.models.options import TrainOptions
-from onnxprune.models.scoring import Scores, accuracy, score
+from onnxprune.models.scoring import Scores, accuracy
 from onnxprune.models.sources import TrainingData
 from onnxprune.models.state import Checkpoints
 from onnxprune.models.zoo import build
@@ -41,7 +42,7 @@ class Trained:
         module: The network.
         epochs: Epochs run.
         best_epoch: The epoch (from 1) whose weights were kept: best by validation, then lowest loss.
-        train: On the training examples, not augmented.
+        train: On the training examples, not augmented; None where that was not asked for.
         validation: On the held-out examples that picked the epoch.
         test: On the test examples, read once after that.
         last: The last epoch, whose weights are in the last checkpoint.
@@ -51,7 +52,7 @@ class Trained:
     module: nn.Module
     epochs: int
     best_epoch: int
-    train: Scores
+    train: Scores | None
     validation: Scores
     test: Scores
     last: Epoch
@@ -60,7 +61,7 @@ class Trained:
     @property
     def train_accuracy(self) -> float:
         """Return the accuracy on the training examples; NaN for a regression."""
-        return math.nan if self.train.accuracy is None else self.train.accuracy
+        return math.nan if self.train is None or self.train.accuracy is None else self.train.accuracy
 
     @property
     def validation_accuracy(self) -> float:
@@ -113,16 +114,21 @@ def fit(
     *,
     hooks: Hooks | None = None,
     checkpoints: Checkpoints | None = None,
+    task: Objective | None = None,
+    judge_training: bool = True,
 ) -> Trained:
     """Train a network in place; the caller's random state stays as it was.
 
     Args:
-        module: Takes ``[n, *input]`` float32, returns logits ``[n, classes]`` or values ``[n, k]``.
-        data: Training, validation and test examples with labels or targets.
+        module: Takes ``[n, *input]`` float32, returns logits ``[n, classes]`` or values ``[n, k]``; with a ``task``
+            what that asks for.
+        data: Training, validation and test examples, with labels or targets where the task wants them.
         options: How to train.
         on_epoch: Short for ``hooks`` with nothing else.
         hooks: What to call meanwhile.
         checkpoints: Where to leave states and the best weights; None leaves none.
+        task: What is learnt; None is labels, or the targets of a regression.
+        judge_training: Score the training examples at the end.
 
     Raises:
         OptionError: If the device is unknown or absent, or a state to resume from is of another run.
@@ -131,6 +137,7 @@ def fit(
     """
     started = perf_counter()
     hooks = hooks or (Hooks() if on_epoch is None else Hooks(epoch=on_epoch))
+    task = task or Supervised(data.regression, options.label_smoothing)
     device = open_device(options.device)
     if (options.amp or options.sync_bn) and device.type != "cuda":
         raise OptionError(f"{'amp' if options.amp else 'sync-bn'} needs a CUDA device, this run is on {device}")
@@ -148,7 +155,7 @@ def fit(
             torch.amp.GradScaler(device.type, enabled=options.amp),
             torch.Generator().manual_seed(options.seed),
         )
-        loop = Loop(run, training, validation, replace(options, augment=kind), device, hooks, data.regression)
+        loop = Loop(run, training, validation, replace(options, augment=kind), device, hooks, task)
         loop.run_epochs(checkpoints, options)
         module.load_state_dict(run.best_state)
         best = run.epochs[run.best - 1]
@@ -156,9 +163,9 @@ def fit(
             module=module,
             epochs=len(run.epochs),
             best_epoch=best.number,
-            train=score(module, training, device, regression=data.regression),
+            train=task.score(module, training, device) if judge_training else None,
             validation=best.validation,
-            test=score(module, data.test, device, regression=data.regression),
+            test=task.score(module, data.test, device),
             last=run.epochs[-1],
             seconds=perf_counter() - started,
         )

@@ -32,7 +32,9 @@ def test_every_pass_is_in_the_table_and_in_the_contract() -> None:
     from onnxprune.recipe import PASSES, pass_class
 
     files = {path.stem for path in (ROOT / "passes").glob("*.py") if path.stem != "__init__"}
-    assert files == set(PASSES)
+    # A pass that trains lives where training does.
+    assert files == {name for name, place in PASSES.items() if place.startswith("onnxprune.passes.")}
+    assert set(PASSES) - files == {"distill"}
     independent = next(c for c in PROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "independence")
     assert {name.rpartition(".")[2] for name in independent["modules"]} == files
     for name in PASSES:

@@ -82,6 +82,8 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("auto", "macs", "auto(flops=0.6)", most=1e9),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
     Setting("dequantize", "int8,dequantize"),
+    *_neutral("distill", "distill(epochs=0)"),
+    *_strong("distill", "nonzero", "magnitude(sparsity=0.5,values=original),distill(epochs=1,augment=none)", most=5e9),
     *_neutral("extract", "extract(recipe=(filters(keep=1)))", "extract(recipe=(filters(keep=1)),outputs={middle})"),
     *_strong("extract", "macs", "extract(recipe=(filters(flops=0.5)),outputs={middle})"),
     *_neutral("replace", "replace(pattern='Relu(x)',by='Relu(x)')"),

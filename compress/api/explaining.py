@@ -81,7 +81,7 @@ def explain(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
     """
     model, facts = io.load(path), io.facts(path)
     metadata = model.metadata_props
-    made = provenance.run_facts(metadata) if provenance.RECIPE in metadata else None
+    made = provenance.run_facts(metadata) if provenance.is_told(metadata) else None
     history = tuple(provenance.history(metadata))
     kept = tuple(Kept(node, tuple(indices)) for node, indices in sorted(read_kept(model).items()))
     if source is not None:

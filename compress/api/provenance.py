@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ DRAW: Final = "onnxprune.calib_draw"
 SEED: Final = "onnxprune.seed"
 VERSION: Final = "onnxprune.version"
 HISTORY: Final = "onnxprune.history"
-_RUN: Final = (RECIPE, SOURCE, CALIB, EXAMPLES, DRAW, SEED, VERSION)
+TUNING: Final = "onnxprune.finetune"
+_RUN: Final = (RECIPE, SOURCE, CALIB, EXAMPLES, DRAW, SEED, VERSION, TUNING)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -122,17 +123,37 @@ def write(model: ir.Model, source: Mapping[str, str], record: Record) -> None:
         record: the run.
     """
     metadata = model.metadata_props
-    # Before anything is written: the result may be the source itself.
-    earlier = [*history(source), run_facts(source)] if RECIPE in source else []
-    for key in (*_RUN, HISTORY):
-        metadata.pop(key, None)
-    if earlier:
-        metadata[HISTORY] = _json(earlier)
+    _shelve(metadata, source)
     metadata[RECIPE], metadata[SOURCE] = record.recipe, record.source_sha256
     metadata[SEED], metadata[VERSION] = str(record.seed), record.version
     used = record.calibration
     if used is not None:
         metadata[CALIB], metadata[EXAMPLES], metadata[DRAW] = used.sha256, str(used.examples), _json(asdict(used.draw))
+
+
+def write_tuning(model: ir.Model, source: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Write a fine-tuning into the metadata of its result, in place; the run before goes to the history.
+
+    Args:
+        model: the result.
+        source: metadata of the model that was trained.
+        facts: what can be said of the training, as JSON; ``source_sha256`` and ``seed`` among it.
+    """
+    metadata = model.metadata_props
+    _shelve(metadata, source)
+    told = dict(facts)
+    metadata[SOURCE], metadata[SEED] = str(told.pop("source_sha256")), str(told.pop("seed"))
+    metadata[TUNING], metadata[VERSION] = _json(told), __version__
+
+
+def _shelve(metadata: MutableMapping[str, str], source: Mapping[str, str]) -> None:
+    """Move the run that made the source into the history of its result."""
+    # Before anything is written: the result may be the source itself.
+    earlier = [*history(source), run_facts(source)] if is_told(source) else []
+    for key in (*_RUN, HISTORY):
+        metadata.pop(key, None)
+    if earlier:
+        metadata[HISTORY] = _json(earlier)
 
 
 def read(metadata: Mapping[str, str], path: str) -> Record:
@@ -141,6 +162,8 @@ def read(metadata: Mapping[str, str], path: str) -> Record:
     Raises:
         ModelError: The metadata tells of none, or does not hold what this program writes.
     """
+    if TUNING in metadata:
+        raise ModelError(f"'{path}' was fine-tuned, which --replay cannot repeat: run finetune again")
     if RECIPE not in metadata:
         raise ModelError(f"'{path}' does not say how it was made: its metadata has no '{RECIPE}'")
     recipe = metadata[RECIPE]
@@ -153,6 +176,11 @@ def read(metadata: Mapping[str, str], path: str) -> Record:
         )
     version = metadata.get(VERSION, "")
     return Record(recipe, _sha256(metadata, SOURCE, path), _count(metadata, SEED, path), calibration, version)
+
+
+def is_told(metadata: Mapping[str, str]) -> bool:
+    """Return whether metadata tells of a run, of a recipe or a fine-tuning."""
+    return RECIPE in metadata or TUNING in metadata
 
 
 def run_facts(metadata: Mapping[str, str]) -> dict[str, str]:

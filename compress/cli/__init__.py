@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "passes": "list the passes, or the options of one",
     "train": "train a network in PyTorch and export it",
     "prune-tune": "prune a trained network and train on with the zeros fixed",
+    "finetune": "train a compressed model further, towards the original or labels",
     "export": "export a checkpoint to ONNX",
     "doctor": "versions, execution providers, clashing installations",
 }

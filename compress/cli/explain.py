@@ -95,6 +95,7 @@ def _lines(found: Explanation, *, indices: bool) -> list[str]:
 def _run(run: Mapping[str, Any]) -> list[str]:
     """Return one run in lines; what the metadata lacks is left out."""
     lines = [f"recipe: {run['recipe']}"] if "recipe" in run else []
+    lines += [f"fine-tuned: {run['finetune']}"] if "finetune" in run else []
     if "source_sha256" in run:
         lines.append(f"source: sha256 {run['source_sha256']}")
     if "calib_sha256" in run:

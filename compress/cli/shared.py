@@ -68,16 +68,21 @@ def run_options(function: Function) -> Function:
             show_default=True,
             help="of every interval and bound",
         ),
-        click.option(
-            "--output-kind",
-            "output_kinds",
-            multiple=True,
-            metavar="NAME=KIND",
-            callback=_kinds,
-            help="judge an output as scores, maps (segmentation), values or embedding (repeatable)",
-        ),
+        output_kind_option,
     )
     return work_options(judging)
+
+
+def output_kind_option(function: Function) -> Function:
+    """Add ``--output-kind``."""
+    return click.option(
+        "--output-kind",
+        "output_kinds",
+        multiple=True,
+        metavar="NAME=KIND",
+        callback=_kinds,
+        help="judge an output as scores, maps (segmentation), values or embedding (repeatable)",
+    )(function)
 
 
 def source_options(function: Function) -> Function:

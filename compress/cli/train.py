@@ -90,7 +90,7 @@ def _run(network: str, given: dict[str, Any]) -> None:
     if given["evaluate"]:
         scores = evaluate_weights(network, given["data"], options, learn)
         if distributed.rank() == 0:
-            _show_scores(scores, given["as_json"])
+            show_scores(scores, given["as_json"])
         return
     writing = WriteOptions(given["opset"], given["keep_bn"], given["force"])
     with hooked(options.epochs, given) as hooks:
@@ -152,6 +152,7 @@ def _progress(epochs: int) -> Iterator[Any]:
 def _document(network: str, produced: Produced) -> dict[str, Any]:
     trained, data, file = produced.trained, produced.data, produced.file
     assert trained is not None and data is not None and file is not None
+    assert trained.train is not None
     parts = {"train": trained.train, "validation": trained.validation, "test": trained.test}
     metric = "rmse" if data.regression else "accuracy"
     document = {
@@ -198,7 +199,8 @@ def _show(network: str, produced: Produced) -> None:
         click.echo(f"note: {note}")
 
 
-def _show_scores(scores: Scores, as_json: bool) -> None:
+def show_scores(scores: Scores, as_json: bool) -> None:
+    """Print what a network is worth on the test data."""
     if as_json:
         click.echo(json.dumps({"test": scores.known}, indent=2))
     else:

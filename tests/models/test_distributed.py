@@ -7,9 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -84,6 +87,26 @@ def test_two_processes_are_one_with_the_joint_batch(way: str, wanted: np.ndarray
     found = _curve(tmp_path / "m.csv")
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.best.pth", "m.csv", "m.last.pth", "m.onnx"]
+
+
+def test_two_processes_tune_as_one(tmp_path: Path, conv_net: Callable[..., Any]) -> None:
+    for seed, name in ((0, "model"), (1, "pruned")):
+        onnx.save(conv_net(seed), tmp_path / f"{name}.onnx")
+    images = np.random.default_rng(5).standard_normal((200, 1, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=images)
+    words = ("onnxprune", "finetune", tmp_path / "pruned.onnx", "--teacher", tmp_path / "model.onnx")
+    words += ("--data", tmp_path / "x.npz", "--epochs", 2, "--batch-size", 33, "--device", "cpu")
+    processes = []
+    for name, run in (
+        ("one", ()),
+        ("two", ("torch.distributed.run", "--nproc-per-node", 2, "--master-port", _port(), "-m")),
+    ):
+        files = ("--out", tmp_path / f"{name}.onnx", "--csv", tmp_path / f"{name}.csv")
+        processes.append(_started(*run, *words, *files))
+    for process in processes:
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+    np.testing.assert_allclose(_curve(tmp_path / "two.csv"), _curve(tmp_path / "one.csv"), rtol=1e-5)
 
 
 LEAVES = """
