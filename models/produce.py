@@ -15,7 +15,7 @@ from onnxprune.data import Preprocess, named_splits
 from onnxprune.data.spec import parse_spec
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.metadata import CLASSES, DATA, PREPROCESS, describe
-from onnxprune.exporters.to_onnx import Exported, check_opset, export
+from onnxprune.exporters.to_onnx import Exported, Exporter, check_opset, export
 from onnxprune.graph.io import check_output
 from onnxprune.models import distributed
 from onnxprune.models.checkpoint import load_weights, module_from_script, read_checkpoint, trial_output
@@ -42,11 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How the ONNX file is written: operator set, BatchNormalization kept, existing file overwritten."""
+    """How the ONNX file is written: operator set, BatchNormalization kept, existing file overwritten, which exporter."""
 
     opset: int = 20
     keep_bn: bool = False
     force: bool = False
+    exporter: Exporter = "dynamo"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def train_and_export(
     write, learn = write or WriteOptions(), learn or LearnOptions()
     found = find(network)
     check_output(out, source=None, force=write.force)
-    check_opset(write.opset)
+    check_opset(write.opset, write.exporter)
     files = {name: Path(out).with_suffix(f".{name}.pth") for name in ("last", "best")}
     for file in files.values():
         if learn.resume is None:
@@ -213,7 +214,7 @@ def load_and_export(source: ExportSource, out: str | os.PathLike[str], write: Wr
     """
     write = write or WriteOptions()
     check_output(out, source=None, force=write.force)
-    check_opset(write.opset)
+    check_opset(write.opset, write.exporter)
     source = named_source(source)
     data = None if source.data is None else _checked_spec(source.data)
     names = source.class_names or (None if data is None else known_classes(parse_spec(data)))
@@ -310,6 +311,7 @@ def _write(
         shape,
         out,
         opset=write.opset,
+        exporter=write.exporter,
         output_name="value" if regression else "logits",
         fold_bn=not write.keep_bn,
         metadata=metadata,

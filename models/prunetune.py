@@ -126,7 +126,7 @@ def prune_tune(
     files = [Path(out).with_suffix(f".{name}.pth") for name in ("last", "best")]
     for file in (Path(out), *(files if learn.resume is None else ())):
         io.check_output(file, source=source.weights, force=write.force)
-    check_opset(write.opset)
+    check_opset(write.opset, write.exporter)
     data = open_for(source.network, spec, options, learn)
     module = build(source.network, data.outputs)
     load_weights(module, source.weights or "", trust_pickle=learn.trust_pickle)
@@ -170,6 +170,7 @@ def _graphs(
             found.input_shape,
             file,
             opset=write.opset,
+            exporter=write.exporter,
             output_name="value" if found.regression else "logits",
             fold_bn=not write.keep_bn,
             metadata=metadata,

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.learning import exporter_option
+
 if TYPE_CHECKING:
+    from onnxprune.exporters.to_onnx import Exporter
     from onnxprune.models.produce import Produced
 
 
@@ -30,6 +33,7 @@ Examples:
 @click.option("--data", help="the data the weights were trained on: digits, or mnist:ROOT with a relative ROOT, …")
 @click.option("--input-shape", help="shape of one example, as 3,32,32; for networks from a file")
 @click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them")
+@exporter_option
 @click.option("--opset", default=20, show_default=True, help="ONNX operator set")
 @click.option("--force", is_flag=True, help="overwrite an existing --out")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
@@ -44,6 +48,7 @@ def command(
     data: str | None,
     input_shape: str | None,
     keep_bn: bool,
+    exporter: Exporter,
     opset: int,
     force: bool,
     as_json: bool,
@@ -72,7 +77,7 @@ def command(
         data=data,
         trust_pickle=trust_pickle,
     )
-    _show(network, load_and_export(source, out, WriteOptions(opset, keep_bn, force)), as_json)
+    _show(network, load_and_export(source, out, WriteOptions(opset, keep_bn, force, exporter)), as_json)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from onnxprune.models.options import TrainOptions
 
 __all__ = [
-    "data_options", "distributed_options", "launch", "learning_options", "log_options", "train_options",
-    "writing_options",
+    "data_options", "distributed_options", "exporter_option", "launch", "learning_options", "log_options",
+    "train_options", "writing_options",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -116,12 +116,24 @@ def distributed_options(function: Function) -> Function:
     )
 
 
+def exporter_option(function: Function) -> Function:
+    """Add ``--exporter``."""
+    return click.option(
+        "--exporter",
+        type=click.Choice(["dynamo", "torchscript"]),
+        default="dynamo",
+        show_default=True,
+        help="torchscript for modules that torch's newer one refuses; it freezes branches that depend on values",
+    )(function)
+
+
 def writing_options(function: Function) -> Function:
     """Add how the ONNX file is written, and ``--json``."""
     return added(
         function,
         click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set"),
         click.option("--keep-bn", is_flag=True, help="keep BatchNormalization nodes instead of folding them"),
+        exporter_option,
         click.option("--force", is_flag=True, help="overwrite an existing --out and its checkpoints"),
         click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
     )

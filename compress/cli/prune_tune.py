@@ -73,7 +73,7 @@ def _run(source: str, given: dict[str, Any]) -> None:
     # Zeros are what --structured is about here; a regulariser may be asked for as well.
     options = train_options(found.network, asked | {"structured": given["structured"] and given["reg"] is not None})
     learn = LearnOptions(given["download"], given["val_share"], given["dropped"], None, given["trust_pickle"], resume)
-    writing = WriteOptions(given["opset"], given["keep_bn"], given["force"])
+    writing = WriteOptions(given["opset"], given["keep_bn"], given["force"], given["exporter"])
     what = PruneOptions(given["threshold"], given["std_ratio"], given["structured"])
     with hooked(options.epochs, given) as hooks:
         done = prune_tune(found, given["data"], given["out"], what, options, writing, learn=learn, hooks=hooks)

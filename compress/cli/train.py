@@ -92,7 +92,7 @@ def _run(network: str, given: dict[str, Any]) -> None:
         if distributed.rank() == 0:
             show_scores(scores, given["as_json"])
         return
-    writing = WriteOptions(given["opset"], given["keep_bn"], given["force"])
+    writing = WriteOptions(given["opset"], given["keep_bn"], given["force"], given["exporter"])
     with hooked(options.epochs, given) as hooks:
         produced = train_and_export(network, given["data"], given["out"], options, writing, learn=learn, hooks=hooks)
     if distributed.rank() == 0:

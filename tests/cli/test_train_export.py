@@ -286,3 +286,17 @@ def test_export_refusals(tmp_path: Path, weights: Path) -> None:
 def test_the_defaults_reach_their_accuracy_on_digits(network: str, least: float, tmp_path: Path) -> None:
     result = _json(_train(network, "--data", "digits", "--out", tmp_path / "m.onnx", "--json"))
     assert result["accuracy"]["test"] >= least
+
+
+def test_the_older_exporter_writes_older_operator_sets(weights: Path, tmp_path: Path) -> None:
+    words = ("lenet300", "--weights", weights, "--out", tmp_path / "m.onnx", "--opset", 13)
+    _refused(_export(*words), OptionError, "opset 13: export writes 18 to 23")
+    result = _json(_export(*words, "--exporter", "torchscript", "--json"))
+    assert result["opset"] == 13
+    assert result["parity_error"] < 1e-5
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 13
+    trained = _json(
+        _train("lenet300", "--data", "digits", "--out", tmp_path / "t.onnx", "--epochs", 1,
+               "--exporter", "torchscript", "--opset", 17, "--json")
+    )  # fmt: skip
+    assert trained["opset"] == 17
