@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How the ONNX file is written: operator set, BatchNormalization kept, existing file overwritten, which exporter."""
+    """How the ONNX file is written: operator set, BatchNormalization kept, overwriting, which exporter."""
 
     opset: int = 20
     keep_bn: bool = False

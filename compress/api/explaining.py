@@ -14,7 +14,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph import io, origins, spaces
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import Cost, measure
-from onnxprune.graph.kept import read_kept
+from onnxprune.graph.kept import read_kept, read_widths
 
 _QUANTISED = (*origins.QUANTISERS, "DynamicQuantizeLinear")
 _PREFIX = "onnxprune."
@@ -22,7 +22,7 @@ _PREFIX = "onnxprune."
 
 @dataclass(frozen=True)
 class Kept:
-    """Which of the source's output channels a node kept; ``of`` is None where the source is not at hand."""
+    """Which of the source's output channels a node kept, of how many; None where neither model nor source tells."""
 
     node: str
     indices: tuple[int, ...]
@@ -30,7 +30,7 @@ class Kept:
 
     @property
     def text(self) -> str:
-        """Say how many were kept of how many; without the source, of how many there were at least."""
+        """Say how many were kept of how many, or at least how many."""
         total = f"{self.of:,}" if self.of is not None else f"at least {max(self.indices, default=-1) + 1:,}"
         return f"{len(self.indices):,} of {total}"
 
@@ -72,7 +72,7 @@ def explain(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
 
     Args:
         path: the model.
-        source: the model that the first run began with, to tell of how many channels some were kept.
+        source: the model that the first run began with; its hash is checked.
 
     Raises:
         ModelError: A file is no usable model, the metadata of channels is not what this program writes, or the source
@@ -83,11 +83,12 @@ def explain(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
     metadata = model.metadata_props
     made = provenance.run_facts(metadata) if provenance.is_told(metadata) else None
     history = tuple(provenance.history(metadata))
-    kept = tuple(Kept(node, tuple(indices)) for node, indices in sorted(read_kept(model).items()))
+    told = read_widths(model)
+    kept = tuple(Kept(node, tuple(indices), told.get(node)) for node, indices in sorted(read_kept(model).items()))
     if source is not None:
         _check_source(facts.path, made, history, io.facts(source))
         widths = _widths(io.load(source))
-        kept = tuple(replace(each, of=widths.get(each.node)) for each in kept)
+        kept = tuple(replace(each, of=widths.get(each.node, each.of)) for each in kept)
     cost = measure(prepare(model))
     counts = {kind: sum(node.op_type == kind for node in model.graph) for kind in _QUANTISED}
     return Explanation(

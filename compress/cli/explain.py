@@ -18,11 +18,12 @@ _LAYERS = 40
     epilog="""\b
 Examples:
   onnxprune explain pruned.onnx
-  onnxprune explain pruned.onnx --in model.onnx --kept
+  onnxprune explain pruned.onnx --kept
+  onnxprune explain pruned.onnx --in model.onnx
 """,
 )
 @click.argument("model", metavar="P.onnx")
-@click.option("--in", "source", metavar="M.onnx", help="the first source, to tell of how many channels some were kept")
+@click.option("--in", "source", metavar="M.onnx", help="the first source: its hash is checked")
 @click.option("--kept", "indices", is_flag=True, help="list the source's indices of the channels that were kept")
 @click.option("--json", "as_json", is_flag=True, help="print as JSON on stdout")
 def command(model: str, source: str | None, indices: bool, as_json: bool) -> None:

@@ -139,10 +139,10 @@ def axis_norms(weight: ir.Value, axis: int, order: int = 2) -> np.ndarray:
 
 
 def kept_outputs(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return, for every producer of a space that is cut, which of its own outputs stay."""
+    """Return, for every producer of a space that is cut, which of its own outputs stay: booleans, one an output."""
     keep = analysis.keep_mask(kept)
     producers = {id(p): p for space in analysis.spaces if space.name in kept for p in space.producers}
     return {
-        str(p.node.name): np.flatnonzero(keep[analysis.channels_of(analysis.tracer.labels[p.weight][p.axis])])
+        str(p.node.name): keep[analysis.channels_of(analysis.tracer.labels[p.weight][p.axis])]
         for p in producers.values()
     }

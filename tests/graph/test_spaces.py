@@ -219,10 +219,12 @@ def test_real_models_have_the_spaces_of_their_architecture(shared_data: Any) -> 
 
 def test_kept_channels_are_counted_in_the_source(net: Any) -> None:
     model = ir.serde.deserialize_model(residual(net()))
-    kept.record_kept(model, {"stem": np.array([1, 2, 3])})
-    kept.record_kept(model, {"stem": np.array([0, 2]), "in": np.array([4])})
+    kept.record_kept(model, {"stem": np.array([0, 1, 1, 1, 0, 0], bool)})
+    kept.record_kept(model, {"stem": np.array([1, 0, 1], bool), "in": np.array([0, 0, 0, 0, 1], bool)})
     assert kept.read_kept(model) == {"in": [4], "stem": [1, 3]}
+    assert kept.read_widths(model) == {"in": 5, "stem": 6}
     assert model.metadata_props[kept.KEY] == '{"in":[4],"stem":[1,3]}'
+    assert model.metadata_props[kept.WIDTHS] == '{"in":5,"stem":6}'
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": 3}', '{"a": [1.5]}', '{"a": ["1"]}', '{"a": [-1]}'])
@@ -230,11 +232,19 @@ def test_broken_entries_are_one_sentence(net: Any, text: str) -> None:
     model = ir.serde.deserialize_model(residual(net()))
     model.metadata_props[kept.KEY] = text
     with pytest.raises(ModelError, match="is not a JSON object of lists of channel indices; delete it"):
-        kept.record_kept(model, {"stem": np.array([0])})
+        kept.record_kept(model, {"stem": np.array([True])})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": [3]}', '{"a": 0}', '{"a": "3"}'])
+def test_broken_widths_are_one_sentence(net: Any, text: str) -> None:
+    model = ir.serde.deserialize_model(residual(net()))
+    model.metadata_props[kept.WIDTHS] = text
+    with pytest.raises(ModelError, match="is not a JSON object of numbers of channels; delete it"):
+        kept.record_kept(model, {"stem": np.array([True])})
 
 
 def test_entry_of_another_model_is_refused(net: Any) -> None:
     model = ir.serde.deserialize_model(residual(net()))
     model.metadata_props[kept.KEY] = json.dumps({"stem": [5, 6]})
     with pytest.raises(ModelError, match=r"lists 2 channels of 'stem', which has more; delete it"):
-        kept.record_kept(model, {"stem": np.array([3])})
+        kept.record_kept(model, {"stem": np.array([0, 0, 0, 1], bool)})

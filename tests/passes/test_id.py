@@ -201,7 +201,7 @@ def test_the_interface_and_the_callers_model_stay(conv_net: Callable[..., onnx.M
     assert back.ir_version == proto.ir_version
     assert [node.name for node in back.graph.node] == [node.name for node in proto.graph.node]
     props = {item.key: item.value for item in back.metadata_props}
-    assert {"onnxprune.classes", "onnxprune.kept"} == set(props)
+    assert {"onnxprune.classes", "onnxprune.kept", "onnxprune.widths"} == set(props)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
