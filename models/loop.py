@@ -63,16 +63,23 @@ def _nothing(_: Any) -> None:
     """Do nothing."""
 
 
+def _never(_: Any) -> bool:
+    """Do not stop."""
+    return False
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What a run calls: after each epoch (those before a resume too), after each step, and on the weights then.
 
     ``weights`` runs straight after the optimiser, before anything is measured: it may change weights in place.
+    ``stop`` ends the run after an epoch; it is asked of those that are run, not of those before a resume.
     """
 
     epoch: Callable[[Epoch], None] = _nothing
     step: Callable[[Step], None] = _nothing
     weights: Callable[[nn.Module], None] = _nothing
+    stop: Callable[[Epoch], bool] = _never
 
 
 @dataclass
@@ -122,6 +129,8 @@ class Loop:
             if checkpoints is not None and distributed.rank() == 0:
                 self._save(checkpoints, asked, better=better)
             self.hooks.epoch(epoch)
+            if self.hooks.stop(epoch):
+                return
 
     def _stale(self) -> bool:
         run, patience = self.run, self.options.patience

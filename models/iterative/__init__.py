@@ -1,0 +1,1 @@
+"""Pruning in rounds: train, prune, go back or go on, train again."""
