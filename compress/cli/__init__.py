@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "train": "train a network in PyTorch and export it",
     "prune-tune": "prune a trained network and train on with the zeros fixed",
     "finetune": "train a compressed model further, towards the original or labels",
+    "iterate": "prune and train in rounds: lottery tickets, SAP, InCoP, SuRP, magnitude",
     "export": "export a checkpoint to ONNX",
     "doctor": "versions, execution providers, clashing installations",
 }

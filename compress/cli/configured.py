@@ -61,8 +61,8 @@ def _names(command: click.Command) -> dict[str, click.Parameter]:
         if isinstance(param, click.Argument):
             names["network" if param.name is None else param.name] = param
         elif param.name not in (None, "config", "listed"):
-            long = max((text for text in param.opts if text.startswith("--")), key=len)
-            names[long[2:]] = param
+            long = [text[2:].replace("_", "-") for text in param.opts if text.startswith("--")]
+            names |= dict.fromkeys(long, param)
     return names
 
 

@@ -163,10 +163,9 @@ def gradient_flow(
         inputs, answers = task.read(batch)
         inputs = tuple(each.to(device) for each in inputs)
         loss = task.loss(network(*inputs), inputs, None if answers is None else answers.to(device))
-        grads = torch.autograd.grad(loss, [parameter for _, parameter in weights], allow_unused=True)
+        parameters = [parameter for _, parameter in weights]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         for place, ((name, _), grad) in enumerate(zip(weights, grads, strict=True)):
-            if grad is None:
-                continue
             mask = module.masks.get(name)
             left = grad.abs() if mask is None else grad.abs()[mask]
             sums[place] += float(left.double().mean()) * len(batch.rows) if left.numel() else 0.0

@@ -83,7 +83,7 @@ class RunFolder:
         place.mkdir(exist_ok=True)
         self.save_weights(place / "state.pth", weights)
         with replaced(place / "masks.npz") as file:
-            np.savez_compressed(file, **{name: np.asarray(mask) for name, mask in masks.items()})
+            np.savez_compressed(file, allow_pickle=False, **masks)
         models.save(model, place / "model.onnx")
         self._write(_ROUNDS, rounds)
         text = io.StringIO()
@@ -127,7 +127,7 @@ class RunFolder:
     def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write arrays as ``name``."""
         with replaced(self.path / name) as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return what :meth:`save_arrays` wrote; empty where nothing is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxprune.errors import OptionError
 from onnxprune.models.iterative.choosing import SCOPES, Rule, fraction
@@ -53,7 +53,7 @@ class IterateOptions:
     method: str = "lth"
     rounds: int = 15
     prune: float = 0.2
-    sap: Sap = Sap()
+    sap: Sap = field(default_factory=Sap)
     scope: str = "global"
     warmup: int | None = None
     rewind: int | None = None

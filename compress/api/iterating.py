@@ -1,0 +1,186 @@
+"""Iterative pruning of a model by name or file: opening it and its data, running, telling what came out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from onnxprune.api.opening import open_model
+from onnxprune.api.options import Options
+from onnxprune.data import DataLike
+from onnxprune.errors import DataError, OptionError
+from onnxprune.graph import io
+from onnxprune.runtime.session import input_specs
+
+if TYPE_CHECKING:
+    from onnxprune.models.iterative.options import IterateOptions
+    from onnxprune.models.iterative.rounds import Iteration
+    from onnxprune.models.options import TrainOptions
+    from onnxprune.models.sources import TrainingData
+    from onnxprune.models.train import Hooks
+
+__all__ = ["Subject", "iterate", "open_subject"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is pruned: a dense graph, its examples, what the folder calls it, and whether it is trained already."""
+
+    model: ir.Model
+    data: TrainingData
+    name: str
+    trained: bool
+
+
+def iterate(
+    model: str | os.PathLike[str],
+    method: IterateOptions,
+    data: DataLike | None = None,
+    *,
+    training: TrainOptions | None = None,
+    out: str | os.PathLike[str] | None = None,
+    test: DataLike | None = None,
+    resume: bool = False,
+    options: Options | None = None,
+    val_share: float = 0.1,
+    hooks: Hooks | None = None,
+    on_round: Callable[[dict[str, Any], ir.Model], None] | None = None,
+) -> Iteration:
+    """Prune a network in rounds and leave a folder that tells of it. Needs the train extra.
+
+    Args:
+        model: A network of the zoo, a checkpoint that ``train`` wrote, or an ``.onnx`` file from anywhere.
+        method: What happens in a round.
+        data: Labelled examples; None takes what the file names.
+        training: How a round trains.
+        out: The run's folder; None is ``runs/METHOD-MODEL-SEED``.
+        test: Examples to be tested on instead of a part of ``data``.
+        resume: Go on with what the folder holds.
+        options: Preprocessing, classes left out, downloads.
+        val_share: Share of the data held out.
+        hooks: What to call meanwhile.
+        on_round: Called with every round's figures and model.
+
+    Raises:
+        OptionError, ModelError, DataError, BackendError: as their docstrings say.
+    """
+    from onnxprune.models import require_torch
+
+    require_torch("iterate")
+    from onnxprune.models.iterative.folder import RunFolder
+    from onnxprune.models.iterative.rounds import iterate as prune
+    from onnxprune.models.iterative.telling import tell
+    from onnxprune.models.options import options_for
+
+    subject = open_subject(
+        model, data, test, training.seed if training else 0, options=options or Options(), val_share=val_share
+    )
+    training = training or options_for(subject.name)
+    if method.warmup is None and subject.trained and (method.staged or not method.flowing):
+        method = replace(method, warmup=0, rewind=None)
+    place = Path(out) if out is not None else Path("runs") / f"{method.method}-{subject.name}-{training.seed}"
+    about = {"model": subject.name, "data": subject.data.train.source}
+    found = prune(
+        subject.model, subject.data, method, training, RunFolder(place), about,
+        resume=resume, hooks=hooks, on_round=on_round,
+    )  # fmt: skip
+    tell(found, method, subject.name)
+    return found
+
+
+def open_subject(
+    model: str | os.PathLike[str],
+    data: DataLike | None,
+    test: DataLike | None,
+    seed: int,
+    *,
+    options: Options,
+    val_share: float = 0.1,
+) -> Subject:
+    """Open what is to be pruned: a file as it is, a network of the zoo with fresh or loaded weights.
+
+    Raises:
+        OptionError, ModelError, DataError: as their docstrings say.
+    """
+    if Path(model).suffix == ".onnx":
+        return _file(model, data, test, seed, options, val_share)
+    from onnxprune.models.produce import ExportSource, named_source
+    from onnxprune.models.sources import open_training
+    from onnxprune.models.zoo import find
+
+    source = named_source(ExportSource(str(model)))
+    found = find(source.network)
+    if found.regression:
+        raise OptionError(f"{source.network} is a regression: iterate prunes classifiers")
+    spec = data if data is not None else source.data
+    if not isinstance(spec, str):
+        raise DataError("name the data to train on: give --data, such as digits or mnist:ROOT")
+    opened = open_training(
+        spec, found.input_shape, seed=seed, download=options.download, val_share=val_share,
+        drop_classes=options.drop_classes,
+    )  # fmt: skip
+    if test is not None:
+        from onnxprune.data import InputSpec, open_data
+        from onnxprune.models.sources import INPUT
+
+        want = InputSpec(INPUT, _float(), ("batch", *found.input_shape))
+        judged = open_data(test, [want], preprocess=opened.preprocess, classes=opened.classes, seed=seed)
+        opened = replace(opened, test=judged)
+    return Subject(_exported(source, opened, seed), opened, source.network, source.weights is not None)
+
+
+def _file(
+    model: str | os.PathLike[str],
+    data: DataLike | None,
+    test: DataLike | None,
+    seed: int,
+    options: Options,
+    val_share: float,
+) -> Subject:
+    from onnxprune.models.tuning_data import open_tuning
+
+    loaded = open_model(model, options)
+    given = data if data is not None else loaded.data
+    if given is None:
+        raise DataError("the model names no data to learn from; give --data")
+    opened = open_tuning(
+        given, test, input_specs(loaded.model), preprocess=loaded.preprocess, classes=loaded.classes,
+        val_share=val_share, drop_classes=options.drop_classes, seed=seed, download=options.download,
+    )  # fmt: skip
+    return Subject(loaded.model, opened, Path(model).stem, trained=True)
+
+
+def _exported(source: Any, data: TrainingData, seed: int) -> ir.Model:
+    """Return a network of the zoo as a graph that keeps its normalisation, with seeded or loaded weights."""
+    import torch
+
+    from onnxprune.exporters.metadata import describe
+    from onnxprune.exporters.to_onnx import export
+    from onnxprune.models.checkpoint import load_weights
+    from onnxprune.models.sources import INPUT
+    from onnxprune.models.zoo import build, find
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = build(source.network, data.outputs)
+    if source.weights is not None:
+        load_weights(module, source.weights, trust_pickle=source.trust_pickle)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        file = Path(folder) / "model.onnx"
+        export(
+            module, find(source.network).input_shape, file, input_name=INPUT, fold_bn=False,
+            metadata=describe(data.preprocess, data.classes, data.spec),
+        )  # fmt: skip
+        return io.load(file)
+
+
+def _float() -> Any:
+    import numpy as np
+
+    return np.dtype(np.float32)

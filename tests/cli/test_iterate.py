@@ -1,0 +1,95 @@
+"""``onnxprune iterate``: runs, trials, the authors' spellings, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+SHORT = ("--data", "digits", "--epochs", 1, "--batch-size", 200, "--device", "cpu")
+
+
+def _refused(done: Result, status: int, words: str) -> None:
+    assert done.exit_code == status, done.output
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_network_of_the_zoo_and_its_folder(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli("iterate", "lth", "--model", "lenet300", *SHORT, "--rounds", 2, "--prune", 0.5)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "runs" / "lth-lenet300-0"
+    assert done.stdout.splitlines()[-1].endswith("README.md tells more")
+    assert "round 2: 25.00% of the weights left" in done.stdout
+    rounds = json.loads((folder / "rounds.json").read_text())
+    assert [row["epochs"] for row in rounds] == [1, 1, 1]
+    _refused(cli("iterate", "lth", "--model", "lenet300", *SHORT, "--rounds", 2, "--prune", 0.5), 2, "go on with")
+    words = ("--rounds", 3, "--prune", 0.5, "--resume", "--json")
+    again = cli("iterate", "lth", "--model", "lenet300", *SHORT, *words)
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["rounds"][:3] == rounds
+    # Every round is a model like any other.
+    dense, sparse = (folder / f"round-{number:02d}" / "model.onnx" for number in (0, 2))
+    judged = cli("compare", dense, sparse, "--data", "digits:test", "--json")
+    assert json.loads(judged.stdout)["agreement"]["top1"]["rate"] > 0.5
+    made = cli("iterate", "magnitude", "--model", sparse, *SHORT, "--sparsity", "0.9", "--out", tmp_path / "m")
+    assert made.exit_code == 0, made.output
+    assert "10.00% of the weights left" in made.stdout
+
+
+def test_the_authors_spellings_and_several_trials(cli: Run, tmp_path: Path) -> None:
+    words = ("--net_warmup", 1, "--prune_p", 1.0, "--prune_q", 2.0, "--exper_imp_total_iter", 1, "--exper_num_trial", 2)
+    done = cli(
+        "iterate", "ciap", "--net_arch", "lenet300", "--data", "digits", "--net_train_epochs", 1, "--batch-size", 200,
+        *words, "--exper_type", "efficiency", "--epsilon", 0.5, "--chunk", 1, "--out", tmp_path, "--device", "cpu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "incop-if-lenet300-trials.json").read_text())
+    assert [row["trials"] for row in rows] == [2, 2]
+    for seed in (0, 1):
+        asked = json.loads((tmp_path / f"incop-if-lenet300-{seed}" / "run.json").read_text())
+        assert asked["sap"] == {"p": 1.0, "q": 2.0, "eta": 0.0, "gamma": 1.0, "beta": 0.9}
+        assert (asked["method"], asked["warmup"], asked["train seed"]) == ("incop-if", 1, seed)
+
+
+def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "recon.yaml").write_text("sparsity: [0.5, 0.7]\nretrain: 1\nbatch_size: 200\ndata: digits\n")
+    out = tmp_path / "run"
+    words = ("--config", tmp_path / "recon.yaml", "--out", out, "--device", "cpu", "--dense-epochs", 1)
+    done = cli("iterate", "surp", "--model", "lenet300", *words)
+    assert done.exit_code == 0, done.output
+    left = [row["remaining"] for row in json.loads((out / "rounds.json").read_text())]
+    assert left == pytest.approx([1, 0.5, 0.3], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("snip",), 2, "accepted are lth, sap"),
+        (("sap", "--p", "2"), 2, "0 < p <= 1 <= q"),
+        (("incop-if", "--epsilon", "small"), 2, "a number is accepted, or auto"),
+        (("surp", "--sparsity", "many"), 2, "numbers with commas"),
+        (("lth", "--trials", "0"), 2, "at least 1"),
+        (("lth", "--retrain", "2"), 2, "another name of --epochs"),
+        (("lth", "--trials", "2", "--from", "runs"), 2, "--from names one run"),
+        (("lth", "--exper_type", "speed"), 2, "performance and efficiency"),
+        (("lth", "--scope", "row"), 2, "accepted are global"),
+    ],
+)
+def test_refusals(cli: Run, tmp_path: Path, words: tuple[str, ...], status: int, said: str) -> None:
+    out = tmp_path / "run"
+    _refused(cli("iterate", *words, "--model", "lenet300", *SHORT, "--out", out), status, said)
+    assert not out.exists()
+
+
+def test_models_and_data_that_do_not_do(cli: Run, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    _refused(cli("iterate", "lth", "--model", "lenet301", *SHORT, *out), 2, "did you mean")
+    _refused(cli("iterate", "lth", "--model", "cnn3d", "--data", "voxels", *out), 2, "is a regression")
+    _refused(cli("iterate", "lth", "--model", "lenet300", *out), 3, "give --data")
+    _refused(cli("iterate", "lth", "--model", tmp_path / "none.onnx", *SHORT, *out), 3, "none.onnx")
