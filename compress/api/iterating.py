@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnxprune.models.options import TrainOptions
     from onnxprune.models.sources import TrainingData
     from onnxprune.models.train import Hooks
+
+_LEAST_ZEROS = 0.05
 
 __all__ = ["Subject", "iterate", "open_subject"]
 
@@ -89,9 +91,32 @@ def iterate(
     found = prune(
         subject.model, subject.data, method, training, RunFolder(place), about,
         resume=resume, hooks=hooks, on_round=on_round,
+        measured=_coded(subject.data, training.device) if method.method == "surp" else None,
     )  # fmt: skip
     tell(found, method, subject.name)
     return found
+
+
+def _coded(data: TrainingData, device: str) -> Callable[[Path, ir.Model], Mapping[str, float]]:
+    """Return what writes a round's model as one ``.surp`` file and says its size, and what it decodes to is worth."""
+    from onnxprune.api.coding import decode, encode
+    from onnxprune.graph.cleanup import lifted
+    from onnxprune.graph.selection import Selection
+    from onnxprune.graph.weights import weights
+    from onnxprune.models.finetune import score_graph
+
+    def measure(place: Path, model: ir.Model) -> Mapping[str, float]:
+        sparsity = weights(lifted(model), Selection.parse("surp", None, None)).sparsity
+        # The dense network's smallest weights cost more than they tell.
+        written = encode(model, place / "model.surp", sparsity=max(sparsity, _LEAST_ZEROS), patience=1, force=True)
+        decoded = decode(place / "model.surp").model
+        scores = [score_graph(decoded, None, part, device) for part in (data.validation, data.test)]
+        figures = {"surp_bytes": float(written.bytes)}
+        for name, each in zip(("validation", "test"), scores, strict=True):
+            figures[f"surp_{name}_accuracy"] = float(each.accuracy or 0.0)
+        return figures
+
+    return measure
 
 
 def open_subject(

@@ -39,7 +39,7 @@ class IterateOptions:
         rewind: The epoch of the warm-up whose weights every round starts from; None is its last.
         chunk: Epochs between two looks at the flow.
         epsilon: Distance of flows at which a round ends; None is how far the dense network's own flow moves in one
-            chunk at the end of its warm-up.
+            chunk of its training (the median).
         relative: The distance is over the length of the dense network's flow.
         signed: Correlations keep their signs, as in the authors' code.
         probe: Examples that flows are measured on.

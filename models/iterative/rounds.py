@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,7 @@ __all__ = ["Iteration", "iterate"]
 
 _HELD = 2 << 30  # data up to this size are decoded once for all rounds
 _REFERENCE, _SIMILARITY = "flow.npz", "similarity.npz"
+_MOVES = 2  # of the dense flow, at least, before their median means anything
 _ROUNDING = 1e-6
 _SEEDS = 1000  # rounds draw batches of their own
 
@@ -78,6 +82,7 @@ def iterate(
     resume: bool = False,
     hooks: Hooks | None = None,
     on_round: Callable[[dict[str, Any], ir.Model], None] | None = None,
+    measured: Callable[[Path, ir.Model], Mapping[str, float]] | None = None,
 ) -> Iteration:
     """Prune a graph in rounds.
 
@@ -94,6 +99,7 @@ def iterate(
         resume: Go on with what the folder holds.
         hooks: What to call meanwhile; ``epoch`` of every round's epochs.
         on_round: Called with a round's figures and its model, once that is stored.
+        measured: Called with a round's folder and model before; returns more figures of it.
 
     Raises:
         OptionError: If an option does not fit, or the folder holds another run.
@@ -118,7 +124,7 @@ def iterate(
     while len(run.rounds) < last:
         number = len(run.rounds)
         row = run.dense() if number == 0 else run.prune(number, final=number == last - 1)
-        result = run.keep(row)
+        result = run.keep(row, measured)
         if on_round is not None and distributed.rank() == 0:
             on_round(row, result)
     return Iteration(folder, tuple(run.rounds), write_back(run.module, model))
@@ -227,12 +233,16 @@ class _Run:
             row["distance"], row["distances"] = seen[-1] if seen else None, seen
         return row
 
-    def keep(self, row: dict[str, Any]) -> ir.Model:
+    def keep(self, row: dict[str, Any], measured: Callable[[Path, ir.Model], Mapping[str, float]] | None) -> ir.Model:
         """Store a round, and return its model."""
         self.rounds.append(row)
         result = write_back(self.module, self.model)
         if distributed.rank():
             return result
+        if measured is not None:
+            place = self.folder.round_path(int(row["round"]))
+            place.mkdir(exist_ok=True)
+            row |= measured(place, result)
         if row["round"] == 0:
             self.folder.save_weights(self.folder.path / "rewind.pth", self.rewind)
             if self.reference is not None:
@@ -279,12 +289,13 @@ class _Run:
         options = self.options
         epsilon = options.epsilon
         if epsilon is None:
-            if len(flows) < 2:
+            if len(flows) < _MOVES + 1:
                 raise OptionError(
-                    f"epsilon auto needs a warm-up of at least {2 * options.chunk} epochs to see how the flow moves; "
-                    "give --warmup or --epsilon"
+                    f"epsilon auto needs at least {(_MOVES + 1) * options.chunk} epochs of the dense network, to see "
+                    "how its flow moves; give --dense-epochs, --chunk or --epsilon"
                 )
-            epsilon = flow.distance(flows[-2], flows[-1], relative=options.relative)
+            moves = [flow.distance(a, b, relative=options.relative) for a, b in pairwise(flows)]
+            epsilon = median(moves)
         self.reference = _Reference(dense, epsilon, best)
         row["epsilon"] = epsilon
 

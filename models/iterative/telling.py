@@ -68,6 +68,9 @@ def tell(found: Iteration, options: IterateOptions, name: str) -> None:
     if any(row.get("distances") for row in rounds):
         lines += ["", "![distance of flows](flow.svg)"]
         _plot(folder.path / "flow.svg", lambda axes: _flow(axes, rounds))
+    if "surp_bytes" in rounds[-1]:
+        lines += ["", "![rate: bytes of the .surp file](rate.svg)"]
+        _plot(folder.path / "rate.svg", lambda axes: _rate(axes, rounds))
     noted = folder.load_arrays("similarity.npz")
     places = sorted(key for key in noted if key.startswith("round_"))
     if places:
@@ -103,15 +106,22 @@ def aggregate(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
 
 
 def _table(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| round | weights left | held-out accuracy | test accuracy | epochs | ended by |",
-        "|---|---|---|---|---|---|",
-    ]
+    coded = "surp_bytes" in rounds[-1]
+    heads = ["round", "weights left", "held-out accuracy", "test accuracy", "epochs", "ended by"]
+    heads += [".surp", "decoded, test accuracy"] if coded else []
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rounds:
-        lines.append(
-            f"| {row['round']} | {row['left']:,} ({row['remaining']:.2%}) | {row['validation_accuracy']:.2%} "
-            f"| {row['test_accuracy']:.2%} | {row['epochs']} | {row.get('ended', 'epochs')} |"
-        )
+        cells = [
+            str(row["round"]),
+            f"{row['left']:,} ({row['remaining']:.2%})",
+            f"{row['validation_accuracy']:.2%}",
+            f"{row['test_accuracy']:.2%}",
+            str(row["epochs"]),
+            str(row.get("ended", "epochs")),
+        ]
+        if coded:
+            cells += [f"{row['surp_bytes']:,.0f} bytes", f"{row['surp_test_accuracy']:.2%}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -144,6 +154,16 @@ def _flow(axes: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
         axes.axhline(epsilon, color="C1", linewidth=1, label="near enough")
     axes.set_xlabel("round")
     axes.set_ylabel("distance to the dense flow")
+    axes.legend()
+
+
+def _rate(axes: Axes, rounds: Sequence[Mapping[str, Any]]) -> None:
+    sizes = [row["surp_bytes"] / 1024 for row in rounds]
+    axes.plot(sizes, [row["surp_test_accuracy"] for row in rounds], marker="o", label="decoded")
+    axes.plot(sizes, [row["test_accuracy"] for row in rounds], marker=".", label="as trained")
+    axes.set_xscale("log")
+    axes.set_xlabel("KiB of the .surp file")
+    axes.set_ylabel("test accuracy")
     axes.legend()
 
 

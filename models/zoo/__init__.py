@@ -55,6 +55,7 @@ NETWORKS: dict[str, Network] = {
     "resnet110": Network(f"{_RESNET}:resnet110", _COLOUR, "CIFAR ResNet-110, option-A shortcuts"),
     "vgg16": Network("onnxprune.models.zoo.vgg:vgg16", _COLOUR, "VGG-16 for CIFAR, one classifier layer"),
     "vgg16_bn": Network("onnxprune.models.zoo.vgg:vgg16_bn", _COLOUR, "VGG-16 for CIFAR with BatchNorm"),
+    "vgg_small": Network("onnxprune.models.zoo.vgg:vgg_small", _GREY, "six 3x3 convolutions with BatchNorm"),
     "mlp2": Network("onnxprune.models.zoo.mlp:mlp2", _GREY, "two layers with 1,024 hidden units, for i-SpaSP"),
     "vgg16_imagenet": Network(f"{_IMAGENET}:vgg16", _PHOTO, "torchvision's VGG-16", 1000),
     "resnet18": Network(f"{_IMAGENET}:resnet18", _PHOTO, "torchvision's ResNet-18", 1000),

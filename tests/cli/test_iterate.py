@@ -63,8 +63,13 @@ def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
     words = ("--config", tmp_path / "recon.yaml", "--out", out, "--device", "cpu", "--dense-epochs", 1)
     done = cli("iterate", "surp", "--model", "lenet300", *words)
     assert done.exit_code == 0, done.output
-    left = [row["remaining"] for row in json.loads((out / "rounds.json").read_text())]
-    assert left == pytest.approx([1, 0.5, 0.3], abs=0.01)
+    rounds = json.loads((out / "rounds.json").read_text())
+    assert [row["remaining"] for row in rounds] == pytest.approx([1, 0.5, 0.3], abs=0.01)
+    sizes = [row["surp_bytes"] for row in rounds]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == (out / "round-02" / "model.surp").stat().st_size
+    assert rounds[-1]["surp_test_accuracy"] > rounds[-1]["test_accuracy"] - 0.2
+    assert (out / "rate.svg").is_file()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from onnxprune.models.options import options_for
 from onnxprune.models.produce import ExportSource, load_and_export, train_and_export
 from onnxprune.models.zoo import NETWORKS, build, find
 
-SMALL = ("lenet300", "lenet5", "mlp2", "resnet20", "vgg16", "vgg16_bn", "cnn3d")
+SMALL = ("lenet300", "lenet5", "mlp2", "vgg_small", "resnet20", "vgg16", "vgg16_bn", "cnn3d")
 
 
 def _examples(folder: Path, name: str) -> str:

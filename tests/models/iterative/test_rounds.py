@@ -115,11 +115,12 @@ def test_a_round_ends_by_flow_by_accuracy_or_by_its_epochs(model: ir.Model, data
     far = run(model, data, tmp_path / "far", replace(options, epsilon=1e-12))
     assert far.rounds[1]["ended"] in ("accuracy", "epochs")
     assert len(far.rounds[1]["distances"]) == far.rounds[1]["epochs"]
-    own = run(model, data, tmp_path / "own", replace(options, method="incop-gf"))
+    options = replace(options, method="incop-gf", warmup=3)
+    own = run(model, data, tmp_path / "own", options)
     assert own.rounds[0]["epsilon"] > 0
-    tell(own, replace(options, method="incop-gf"), "bars")
+    tell(own, options, "bars")
     assert (tmp_path / "own" / "flow.svg").is_file()
-    with pytest.raises(OptionError, match="epsilon auto needs a warm-up of at least 4 epochs"):
+    with pytest.raises(OptionError, match="epsilon auto needs at least 6 epochs"):
         run(model, data, tmp_path / "short", replace(options, chunk=2))
 
 
@@ -130,13 +131,13 @@ def test_a_killed_run_goes_on_with_the_same_bytes(
     class KilledError(Exception):
         pass
 
-    options = IterateOptions(method, rounds=2, warmup=2, chunk=1, sap=Sap(1, 2), probe=100)
+    options = IterateOptions(method, rounds=2, warmup=3, chunk=1, sap=Sap(1, 2), probe=100)
     whole = run(model, data, tmp_path / "whole", options)
     steps: list[Step] = []
 
     def stop(step: Step) -> None:
         steps.append(step)
-        if len(steps) == 21:  # in the first round that prunes
+        if len(steps) == 28:  # in the first round that prunes
             raise KilledError
 
     with pytest.raises(KilledError):

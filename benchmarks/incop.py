@@ -1,0 +1,84 @@
+"""The experiment of InCoP (2025) on MNIST: lottery tickets, SAP and both of InCoP's rules, several trials of each.
+
+    python benchmarks/incop.py --train mnist-train.zip --test mnist-test.zip --out runs --jobs 2
+
+Rounds that are done are not done again: start it as often as it takes. Prints one Markdown row per method: final test
+accuracy, weights left, epochs in all, as means over the trials with their deviation, and at equal weights left what
+the method without the stopping rule had. Nothing is chosen on the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from onnxprune.cli import main
+
+ORDERS = ((0.5, 1.0), (1.0, 2.0))
+ARMS = [("lth", None), *((method, orders) for method in ("sap", "incop-if", "incop-gf") for orders in ORDERS)]
+
+
+def arm(given: argparse.Namespace, network: str, method: str, orders: tuple[float, float] | None) -> list[Any]:
+    """Run one method on one network, or go on with it; return its rounds over all trials."""
+    place = Path(given.out) / network / (method if orders is None else f"{method}-{orders[0]:g}-{orders[1]:g}")
+    place.mkdir(parents=True, exist_ok=True)
+    words: list[Any] = ["iterate", method, "--model", network, "--data", given.train, "--eval", given.test]
+    words += [
+        "--rounds",
+        given.rounds,
+        "--epochs",
+        given.epochs,
+        "--dense-epochs",
+        given.dense,
+        "--rewind",
+        given.rewind,
+    ]
+    words += ["--trials", given.trials, "--jobs", given.jobs, "--batch-size", given.batch_size, "--lr", given.lr]
+    words += ["--weight-decay", 5e-4, "--schedule", given.schedule, "--augment", "none", "--device", given.device]
+    words += ["--out", place, "--resume", "--json", *(["--p", orders[0], "--q", orders[1]] if orders else [])]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    if done.exit_code:
+        raise SystemExit(done.output + (str(done.exception) if done.exception else ""))
+    rows: list[Any] = json.loads(done.stdout)
+    return rows
+
+
+def row(name: str, rounds: list[Any]) -> str:
+    """Return one row of the table."""
+    last = rounds[-1]
+    epochs = sum(each["epochs"]["mean"] for each in rounds)
+    accuracy, left = last["test_accuracy"], last["remaining"]
+    return f"| {name} | {accuracy['mean']:.2%} ± {accuracy['deviation']:.2%} | {left['mean']:.2%} | {epochs:.0f} |"
+
+
+def run() -> None:
+    """Parse the command line and print a table per network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True, help="training images: any DATA")
+    parser.add_argument("--test", required=True, help="test images: any DATA")
+    parser.add_argument("--out", default="runs/incop", help="where the runs are kept")
+    parser.add_argument("--networks", nargs="+", default=["lenet5", "vgg_small"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=10, help="of a round, at most")
+    parser.add_argument("--dense", type=int, default=10, help="epochs of the dense network")
+    parser.add_argument("--rewind", type=int, default=2, help="the epoch whose weights rounds start from")
+    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    for network in given.networks:
+        print(f"\n**{network}**\n\n| method | test accuracy | weights left | epochs |\n|---|---|---|---|", flush=True)
+        for method, orders in ARMS:
+            rounds = arm(given, network, method, orders)
+            print(row(method if orders is None else f"{method} ({orders[0]:g}, {orders[1]:g})", rounds), flush=True)
+
+
+if __name__ == "__main__":
+    run()
