@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +13,6 @@ from onnxprune.errors import ModelError
 
 KEY = "onnxprune.kept"
 WIDTHS = "onnxprune.widths"
-_UNREADABLE = f"metadata '{KEY}' is not a JSON object of lists of channel indices; delete it from the model"
-_NO_WIDTHS = f"metadata '{WIDTHS}' is not a JSON object of numbers of channels; delete it from the model"
 
 
 def read_kept(model: ir.Model) -> dict[str, list[int]]:
@@ -22,18 +21,7 @@ def read_kept(model: ir.Model) -> dict[str, list[int]]:
     Raises:
         ModelError: The entry is not a JSON object of lists of indices.
     """
-    text = model.metadata_props.get(KEY, "{}")
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ModelError(_UNREADABLE) from error
-    if not isinstance(found, dict) or not all(_is_indices(indices) for indices in found.values()):
-        raise ModelError(_UNREADABLE)
-    return found
-
-
-def _is_indices(found: object) -> bool:
-    return isinstance(found, list) and all(type(item) is int and item >= 0 for item in found)
+    return _read(model, KEY, _is_indices, "lists of channel indices")
 
 
 def read_widths(model: ir.Model) -> dict[str, int]:
@@ -42,14 +30,21 @@ def read_widths(model: ir.Model) -> dict[str, int]:
     Raises:
         ModelError: The entry is not a JSON object of positive whole numbers.
     """
-    text = model.metadata_props.get(WIDTHS, "{}")
+    return _read(model, WIDTHS, lambda found: type(found) is int and found > 0, "numbers of channels")
+
+
+def _read(model: ir.Model, key: str, fits: Callable[[object], bool], what: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ModelError(_NO_WIDTHS) from error
-    if not isinstance(found, dict) or not all(type(width) is int and width > 0 for width in found.values()):
-        raise ModelError(_NO_WIDTHS)
+        found = json.loads(model.metadata_props.get(key, "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(map(fits, found.values())):
+        raise ModelError(f"metadata '{key}' is not a JSON object of {what}; delete it from the model")
     return found
+
+
+def _is_indices(found: object) -> bool:
+    return isinstance(found, list) and all(type(item) is int and item >= 0 for item in found)
 
 
 def record_kept(model: ir.Model, kept: Mapping[str, np.ndarray]) -> None:
