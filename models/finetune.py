@@ -24,7 +24,7 @@ from onnxprune.models.teaching import Lesson, Student, Teaching
 from onnxprune.models.train import Hooks, Trained, fit, open_device
 from onnxprune.runtime.session import Settings, open_session
 
-__all__ = ["Tuned", "finetune", "score_graph", "with_defaults"]
+__all__ = ["Tuned", "finetune", "score_graph", "whole", "with_defaults"]
 
 _DEFAULTS = {"epochs": 5, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0}
 _RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}
@@ -118,7 +118,7 @@ def finetune(
     if options.sync_bn:
         raise OptionError("sync-bn is for modules of the zoo: a graph has no BatchNorm module to convert")
     check_writable(model)
-    module = _whole(to_torch(model, trainable=trainable, batchnorm="train" if batchnorm == "train" else "frozen"))
+    module = whole(to_torch(model, trainable=trainable, batchnorm="train" if batchnorm == "train" else "frozen"))
     if batchnorm not in ("train", "frozen"):
         raise OptionError(f"batchnorm '{batchnorm}': frozen and train are accepted")
     if not module.trained():
@@ -155,19 +155,19 @@ def score_graph(
     Raises:
         OptionError, ModelError, DataError: as :func:`finetune`.
     """
-    student, place = Student(_whole(to_torch(model))), open_device(device)
+    student, place = Student(whole(to_torch(model))), open_device(device)
     task = Teaching(student, _taught(teacher), lesson or Lesson("labels" if teacher is None else "distill"), examples)
     return task.score(student.to(place), examples, place)
 
 
-def _whole(module: OnnxModule) -> OnnxModule:
+def whole(module: OnnxModule) -> OnnxModule:
     """Return a module whose half precision is computed in single precision: small steps would be lost in it."""
     half = (torch.float16, torch.bfloat16)
     return module.float() if any(tensor.dtype in half for tensor in module.parameters()) else module
 
 
 def _taught(teacher: ir.Model | None) -> OnnxModule | None:
-    return None if teacher is None else _whole(to_torch(teacher, trainable=None, keep_zeros=False))
+    return None if teacher is None else whole(to_torch(teacher, trainable=None, keep_zeros=False))
 
 
 def _augment(asked: str, data: TrainingData) -> str:

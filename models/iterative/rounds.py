@@ -20,6 +20,7 @@ from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.to_torch import to_torch
 from onnxprune.exporters.write_back import check_writable, write_back
 from onnxprune.models import distributed
+from onnxprune.models.finetune import whole
 from onnxprune.models.iterative import flow
 from onnxprune.models.iterative.choosing import Mask, narrower
 from onnxprune.models.iterative.folder import RunFolder
@@ -27,9 +28,9 @@ from onnxprune.models.iterative.options import IterateOptions
 from onnxprune.models.iterative.stages import Stager
 from onnxprune.models.iterative.weights import (
     Snapshot,
-    dense_masks,
     magnitudes,
     output_axes,
+    present_masks,
     remaining,
     restore,
     snapshot,
@@ -159,14 +160,15 @@ class _Run:
     ) -> None:
         self.model, self.options, self.training, self.folder, self.hooks = model, options, training, folder, hooks
         self.data = replace(data, train=data.train.held(_HELD), validation=data.validation.held(_HELD))
-        self.module = to_torch(model, batchnorm="train", dropout=True, keep_zeros=False)
+        self.module = whole(to_torch(model, batchnorm="train", dropout=True, keep_zeros=False))
         self.student = Student(self.module)
         lesson = Lesson("labels", label_smoothing=training.label_smoothing)
         self.task = Teaching(self.student, None, lesson, data.train)
         self.device = open_device(training.device)
         self.axes = output_axes(model, self.module)
-        self.masks: dict[str, Mask] = dense_masks(self.module, self.axes)
+        self.masks: dict[str, Mask] = present_masks(self.module, self.axes)
         self.rewind: Snapshot = snapshot(self.module)
+        restore(self.module, self.rewind, self.masks)
         self.rounds: list[dict[str, Any]] = []
         self.edges = flow.layer_edges(model) if options.flowing else None
         self.stager = Stager(options) if options.staged else None

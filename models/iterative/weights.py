@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import ModelError
-from onnxprune.exporters.to_torch import OnnxModule
+from onnxprune.exporters.to_torch import MASK_SHARE, OnnxModule
 from onnxprune.graph.cleanup import lifted
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.weights import input_axis, weights
 from onnxprune.models.iterative.choosing import Layer, Mask
 from onnxprune.models.iterative.pqindex import pq_index
 
-__all__ = ["Remaining", "Snapshot", "dense_masks", "magnitudes", "output_axes", "remaining", "restore", "snapshot"]
+__all__ = ["Remaining", "Snapshot", "magnitudes", "output_axes", "present_masks", "remaining", "restore", "snapshot"]
 
 Snapshot = dict[str, Tensor]
 
@@ -51,10 +51,13 @@ def output_axes(model: ir.Model, module: OnnxModule) -> dict[str, int]:
     return found
 
 
-def dense_masks(module: OnnxModule, axes: Mapping[str, int]) -> dict[str, Mask]:
-    """Return masks of everything."""
-    trained = module.trained()
-    return {name: np.ones(tuple(trained[name].shape), dtype=bool) for name in axes}
+def present_masks(module: OnnxModule, axes: Mapping[str, int]) -> dict[str, Mask]:
+    """Return masks of what is there: of everything, but for the zeros of tensors that were pruned before."""
+    found = {}
+    for name in axes:
+        mask = module.trained()[name].detach().cpu().numpy() != 0
+        found[name] = mask if 1 - mask.mean() >= MASK_SHARE and mask.any() else np.ones_like(mask)
+    return found
 
 
 def magnitudes(module: OnnxModule, axes: Mapping[str, int], masks: Mapping[str, Mask]) -> dict[str, Layer]:

@@ -23,7 +23,7 @@ from onnxprune.models.iterative.options import IterateOptions, method_named
 from onnxprune.models.iterative.pqindex import Sap
 from onnxprune.models.iterative.rounds import Iteration, iterate
 from onnxprune.models.iterative.telling import aggregate, tell
-from onnxprune.models.iterative.weights import dense_masks, output_axes, restore, snapshot
+from onnxprune.models.iterative.weights import output_axes, present_masks, restore, snapshot
 from onnxprune.models.options import TrainOptions
 from onnxprune.models.sources import TrainingData
 from onnxprune.models.train import Hooks, Step
@@ -94,7 +94,7 @@ def test_lottery_tickets(model: ir.Model, data: TrainingData, tmp_path: Path) ->
 def test_going_back_is_exact(model: ir.Model) -> None:
     module = to_torch(model, batchnorm="train", keep_zeros=False)
     axes = output_axes(model, module)
-    early, full = snapshot(module), dense_masks(module, axes)
+    early, full = snapshot(module), present_masks(module, axes)
     narrow = {name: np.random.default_rng(0).random(mask.shape) < 0.5 for name, mask in full.items()}
     with torch.no_grad():
         for tensor in (*module.trained().values(), *module.statistics().values()):
@@ -173,6 +173,8 @@ def test_stages_go_on_from_the_weights_they_have(
     sparse = io.load(tmp_path / "run" / "round-01" / "model.onnx")
     later = run(sparse, data, tmp_path / "later", replace(options, sparsities=(0.4, 0.5, 0.7), warmup=0))
     assert len(later.rounds) == 2
+    again = run(sparse, data, tmp_path / "again", IterateOptions("lth", rounds=1, prune=0.5, warmup=0))
+    assert [row["remaining"] for row in again.rounds] == pytest.approx([0.5, 0.25], abs=0.01)
     with pytest.raises(OptionError, match="zeros already: give sparsities above"):
         run(sparse, data, tmp_path / "none", replace(options, sparsities=(0.3, 0.4), warmup=0))
 
