@@ -89,6 +89,11 @@ class Cutter:
         """The error curves and sensitivities of all spaces, from one run of the data and a few measured cuts."""
         return survey(self._reconstruction(self.analysis, self.base), self.chosen, self.context)
 
+    @property
+    def surveyed(self) -> bool:
+        """Whether the data have been run for it."""
+        return "survey" in self.__dict__
+
     @cached_property
     def orders(self) -> Survey:
         """The order in which channels of every space go, from one run of the data; nothing is measured."""
@@ -154,7 +159,7 @@ class Cutter:
         spread = [s for s in chosen if not any({c.node for c in s.consumers} <= group for group in groups)]
         if not spread:
             return {}
-        curves = (self.survey if "survey" in self.__dict__ else self.orders).curves
+        curves = (self.survey if self.surveyed else self.orders).curves
         return {space.name: curves[space.name].elimination.kept(widths[space.name]) for space in spread}
 
     def _reconstruction(self, analysis: Analysis, original: ir.Model) -> Reconstruction:

@@ -29,6 +29,10 @@ class Option:
     macs: int
     params: int
 
+    def cost(self, by: str) -> int:
+        """Return the MACs, or ``by="params"`` the parameters."""
+        return self.params if by == "params" else self.macs
+
 
 def ranks(parting: Parting, macs: int, *, by: str = "macs") -> list[int]:
     """Return the ranks worth having, ascending: those that save cost (``macs`` or ``params`` of the node as it is)."""
@@ -38,8 +42,10 @@ def ranks(parting: Parting, macs: int, *, by: str = "macs") -> list[int]:
     return list(range(1, highest + 1))
 
 
-def offers(link: Link, sums: Sums, partings: Partings) -> tuple[list[Option], np.ndarray]:
-    """Return options by rising MACs, none beaten by a cheaper one, and their errors over the spread of the targets.
+def offers(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> tuple[list[Option], np.ndarray]:
+    """Return options by rising cost, none beaten by a cheaper one, and their errors over the spread of the targets.
+
+    The cost is that in MACs, or ``by="params"`` in parameters: kinds that part a strided kernel differ in both.
 
     The node as it is comes last and has no error. Ranks of ``output`` have their exact error; of other kinds a few
     are solved for, and the others follow the singular values of the whitened weight between them.
@@ -51,7 +57,7 @@ def offers(link: Link, sums: Sums, partings: Partings) -> tuple[list[Option], np
     matrix = unit.matrix()[0]
     metric = None if isinstance(sums, Wide) else Metric.of(sums, shiftable=unit.shiftable)
     for kind, parting in partings.items():
-        offered = _grid(ranks(parting, whole.macs))
+        offered = _grid(ranks(parting, whole.macs, by=by))
         if not offered or (metric is None and kind != OUTPUT):
             continue
         if metric is None:
@@ -62,11 +68,11 @@ def offers(link: Link, sums: Sums, partings: Partings) -> tuple[list[Option], np
         for rank, left in zip(offered, errors, strict=True):
             option = Option(Pair(kind, rank), rank * parting.macs, rank * parting.params)
             found.append((float(left) / spread, option))
-    found.sort(key=lambda item: (item[1].macs, item[0]))
+    found.sort(key=lambda item: (item[1].cost(by), item[0]))
     best: list[tuple[float, Option]] = []
     for left, option in found:
         if not best or left < best[-1][0]:
-            if best and best[-1][1].macs == option.macs:
+            if best and best[-1][1].cost(by) == option.cost(by):
                 best.pop()
             best.append((left, option))
     return [*(option for _, option in best), whole], np.array([*(left for left, _ in best), 0.0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import onnx_ir as ir
 
@@ -88,16 +87,26 @@ class Pairer(Cutter):
         super().__init__(model, context, fit, treatable)
         self.units, left = nodes(self.analysis.model, self.shapes)
         self.skipped = {**left, **self.skipped}
+        self._by = "macs"
+        self._surveys: dict[str, Survey] = {}
 
-    @cached_property
+    @property
     def survey(self) -> Survey:
-        """The curves of all spaces and of all nodes that could be parted."""
-        ways = {name: found for name, (_, found) in self.units.items()}
-        work = self._reconstruction(self.analysis, self.base)
-        return survey(work, self.chosen, self.context, parted=ways)
+        """The curves of all spaces and of all nodes that could be parted, in the currency of the last budget."""
+        if self._by not in self._surveys:
+            ways = {name: found for name, (_, found) in self.units.items()}
+            work = self._reconstruction(self.analysis, self.base)
+            self._surveys[self._by] = survey(work, self.chosen, self.context, parted=ways, by=self._by)
+        return self._surveys[self._by]
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether the data have been run for it."""
+        return self._by in self._surveys
 
     def shared(self, sizing: Sizing) -> Choice:
         """Return the choice whose predicted loss is least under the budget."""
+        self._by = _ranked_by(sizing.name)
         found = self.survey
         curves = {name: curve for name, curve in found.ranks.items() if len(curve.options) > 1}
         losses = {name: curve.loss for name, curve in found.curves.items()}
@@ -120,6 +129,11 @@ class Pairer(Cutter):
         options = {name: curves[name].options[place] for name, place in places.items()}
         pairs = {name: option.pair for name, option in options.items() if option.pair is not None}
         return Choice(widths, pairs, places)
+
+
+def _ranked_by(currency: str) -> str:
+    """Return what options of one node are ranked by under a budget in this currency."""
+    return "params" if currency in ("params", "bytes") else "macs"
 
 
 class _Bill:
@@ -151,7 +165,8 @@ class _Bill:
         def worth(name: str) -> float:
             curve, place = self.curves[name], choice.places[name]
             fall = curve.loss[place] - curve.loss[place + 1]
-            return float(fall) / max(1, curve.options[place + 1].macs - curve.options[place].macs)
+            by = _ranked_by(self.currency)
+            return float(fall) / max(1, curve.options[place + 1].cost(by) - curve.options[place].cost(by))
 
         for name in sorted(pairs, key=lambda name: (-worth(name), name)):
             pair, now = pairs[name], changes[name]

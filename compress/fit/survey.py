@@ -26,7 +26,7 @@ from onnxprune.runtime.staged import Staged
 
 # Relative errors below this are rounding.
 _NOTHING = 1e-30
-# Shares of a node's MACs at which pairs are tried.
+# Shares of a node's cost at which pairs are tried.
 _SHARES = (0.6, 0.35, 0.15, 0.05)
 
 
@@ -81,10 +81,12 @@ def survey(
     *,
     measure: bool = True,
     parted: Mapping[str, Partings] | None = None,
+    by: str = "macs",
 ) -> Survey:
     """Run the original once over the calibration data and return every space's curve, and that of ``parted`` nodes.
 
-    Without ``measure`` no space is cut to see what that does: the loss is the error alone.
+    Without ``measure`` no space is cut to see what that does: the loss is the error alone. What nodes are offered is
+    ranked ``by`` MACs or parameters.
     """
     wanted = {space.name: {c.node for c in space.consumers} for space in spaces}
     nodes = set().union(*wanted.values()) if wanted else set()
@@ -108,9 +110,9 @@ def survey(
                 kept[link.unit.node] = (link, sums)
                 name = link.unit.name
                 if name in names:
-                    options[name] = offers(link, sums, names[name])
+                    options[name] = offers(link, sums, names[name], by)
                     if probe is not None:
-                        tried[name] = probe.parted(name, _nearest(options[name][0], _SHARES), (link, sums))
+                        tried[name] = probe.parted(name, _nearest(options[name][0], _SHARES, by), (link, sums))
             for space in [s for s in pending if wanted[s.name] <= kept.keys()]:
                 pending.remove(space)
                 pairs = [kept[node] for node in kept if node in wanted[space.name]]
@@ -127,7 +129,7 @@ def survey(
                 measured[space.name] = probe.refitted(space, found[space.name])
                 advance(1)
             for name, (offered, _) in options.items():
-                tried[name] = _made_up_for(tried[name], probe.parted(name, _nearest(offered, _SHARES[1:2])))
+                tried[name] = _made_up_for(tried[name], probe.parted(name, _nearest(offered, _SHARES[1:2], by)))
                 advance(1)
     curves = {
         space.name: Curve(
@@ -158,11 +160,11 @@ def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[
     return [Measured(place, loss * share, off * share**0.5) for place, loss, off in alone]
 
 
-def _nearest(options: Sequence[Option], shares: Sequence[float]) -> dict[int, Pair]:
+def _nearest(options: Sequence[Option], shares: Sequence[float], by: str) -> dict[int, Pair]:
     """Return the options to measure, by place: those that cost nearest to these shares of the node as it is."""
-    whole = options[-1].macs
+    whole = options[-1].cost(by)
     pairs = {place: option.pair for place, option in enumerate(options) if option.pair is not None}
-    places = [min(pairs, key=lambda k: (abs(options[k].macs - share * whole), k)) for share in shares if pairs]
+    places = [min(pairs, key=lambda k: (abs(options[k].cost(by) - share * whole), k)) for share in shares if pairs]
     return {place: pairs[place] for place in places}
 
 

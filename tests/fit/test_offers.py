@@ -105,3 +105,15 @@ def test_large_nodes_get_a_grid_of_ranks(net: Any, bench: Any) -> None:
     assert len(found) == 24 + 1
     assert found[0].pair is not None and found[0].pair.rank == 1
     assert found[-2].pair is not None and found[-2].pair.rank == ranks(ways[OUTPUT], ways[OUTPUT].whole)[-1]
+
+
+def test_offers_of_a_strided_kernel_are_ranked_in_the_currency_asked_for(networks: Any, bench: Any) -> None:
+    link, sums, ways = seen(bench, networks["residual"](), "b1")
+    orders = {}
+    for by in ("macs", "params"):
+        found, errors = offers(link, sums, ways, by)
+        costs = [option.cost(by) for option in found]
+        assert costs == sorted(set(costs))
+        assert (np.diff(errors) < 0).all()
+        orders[by] = [option.pair for option in found]
+    assert orders["macs"] != orders["params"]
