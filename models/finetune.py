@@ -26,7 +26,7 @@ from onnxprune.runtime.session import Settings, open_session
 
 __all__ = ["Tuned", "finetune", "score_graph", "whole", "with_defaults"]
 
-_DEFAULTS = {"epochs": 5, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0}
+_DEFAULTS = {"epochs": 5, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0, "clip": 1.0}
 _RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}
 
 TOLERANCE = 1e-3  # largest difference of ONNX Runtime to torch, relative to the largest output

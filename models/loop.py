@@ -187,6 +187,9 @@ class Loop:
             loss = loss + extra
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        if options.clip:
+            run.scaler.unscale_(run.optimizer)
+            nn.utils.clip_grad_norm_(run.module.parameters(), options.clip)
         run.scaler.step(run.optimizer)
         run.scaler.update()
         self.hooks.weights(run.module)

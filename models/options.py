@@ -49,6 +49,7 @@ class TrainOptions:
         warmup: Epochs in which the rate rises in a line from nothing; any schedule.
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, section 7).
         patience: Stop after so many epochs without a better one by validation; 0 never stops early.
+        clip: Gradients are scaled down to this L2 norm over all weights where theirs is larger; 0 leaves them.
         amp: Mixed precision, float16 with a scaled loss; CUDA only.
         reg: A sparsity regulariser of ``REGULARIZERS`` or ``GROUP_REGULARIZERS``.
         decay: Its factor.
@@ -78,6 +79,7 @@ class TrainOptions:
     warmup: float = 0.0
     label_smoothing: float = 0.0
     patience: int = 0
+    clip: float = 0.0
     amp: bool = False
     reg: str = "none"
     decay: float = 0.0
@@ -98,7 +100,7 @@ class TrainOptions:
                 raise OptionError(
                     f"{name.replace('_', '-')} {getattr(self, name)}: 0 up to, not including, 1 is accepted"
                 )
-        for name in ("weight_decay", "decay", "warmup"):
+        for name in ("weight_decay", "decay", "warmup", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise OptionError(f"{name.replace('_', '-')} {getattr(self, name)}: 0 or a positive number is accepted")
         if not 0 < self.gamma <= 1:

@@ -23,7 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Fields of TrainOptions that the command line gives under their own names.
 FIELDS = (
     "epochs", "batch_size", "lr", "optimizer", "momentum", "nesterov", "weight_decay", "no_bias_decay", "schedule",
-    "gamma", "warmup", "label_smoothing", "patience", "amp", "decay", "sync_bn", "augment", "seed", "device", "workers",
+    "gamma", "warmup", "label_smoothing", "patience", "clip", "amp", "decay", "sync_bn", "augment", "seed", "device",
+    "workers",
 )  # fmt: skip
 
 
@@ -62,6 +63,9 @@ def learning_options(function: Function) -> Function:
         click.option("--label-smoothing", type=float, help="share of the target spread over classes  [default: 0]"),
         click.option(
             "--patience", type=int, metavar="EPOCHS", help="stop when none was better for so long  [default: never]"
+        ),
+        click.option(
+            "--clip", type=float, metavar="NORM", help="largest L2 norm of a step's gradient  [default: none]"
         ),
         click.option("--amp", is_flag=True, default=None, help="mixed precision; CUDA only"),
         click.option(

@@ -169,3 +169,17 @@ def test_nan_in_the_test_data_is_found(digits: TrainingData) -> None:
 def test_a_last_batch_of_one(digits: TrainingData) -> None:
     data = replace(digits, train=digits.train.take(np.arange(9)))
     assert train_network("lenet300", data, TrainOptions(epochs=1, batch_size=8)).epochs == 1
+
+
+def test_gradients_are_clipped_to_a_norm(digits: TrainingData) -> None:
+    options = TrainOptions(
+        epochs=1, batch_size=400, lr=1.0, momentum=0, nesterov=False, weight_decay=0, schedule="none", augment="none",
+        clip=0.01, device="cpu",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = build("lenet300")
+    before = _weights(module)
+    after = _weights(fit(module, digits, options).module)
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(OptionError, match="clip -1"):
+        TrainOptions(clip=-1)
