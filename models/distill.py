@@ -30,7 +30,7 @@ class Distill:
     """
 
     epochs: int = option(5, int, "passes over the calibration examples; 0 changes nothing", low=0, high=10_000)
-    lr: float = option(1e-3, float, "learning rate of Adam, which falls to zero along a cosine", low=0.0, above=True)
+    lr: float = option(5e-4, float, "learning rate of Adam, which falls to zero along a cosine", low=0.0, above=True)
     batch_size: int = option(64, int, "examples per step", low=1, high=1_000_000)
     temperature: float = option(1.0, float, "class scores are divided by it", low=0.0, above=True)
     augment: str = option(

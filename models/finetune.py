@@ -27,7 +27,7 @@ from onnxprune.runtime.session import Settings, open_session
 __all__ = ["Tuned", "finetune", "score_graph", "whole", "with_defaults"]
 
 _DEFAULTS = {"epochs": 5, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0, "clip": 1.0}
-_RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}
+_RATES = {"sgd": 0.003, "adam": 5e-4, "adamw": 5e-4}
 
 TOLERANCE = 1e-3  # largest difference of ONNX Runtime to torch, relative to the largest output
 HALF_TOLERANCE = 3e-2  # the same where weights or inputs have half precision
@@ -70,7 +70,8 @@ class Tuned:
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of training by name, those that are None replaced where fine-tuning has a default of its own.
 
-    What was compared on the way to them is in docs/training.md.
+    Compressed networks whose normalisation is folded start near a good place and are easily shaken out of it: rates
+    are lower than for training, and gradients are clipped (docs/training.md has what was compared).
     """
     found = {name: _DEFAULTS.get(name) if value is None else value for name, value in given.items()}
     found |= {name: value for name, value in _DEFAULTS.items() if name not in found}
