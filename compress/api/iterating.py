@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.api.opening import open_model
 from onnxprune.api.options import Options
-from onnxprune.data import DataLike
+from onnxprune.data import DataLike, InputSpec, open_data
 from onnxprune.errors import DataError, OptionError
 from onnxprune.graph import io
 from onnxprune.runtime.session import input_specs
@@ -151,10 +152,9 @@ def open_subject(
         drop_classes=options.drop_classes,
     )  # fmt: skip
     if test is not None:
-        from onnxprune.data import InputSpec, open_data
         from onnxprune.models.sources import INPUT
 
-        want = InputSpec(INPUT, _float(), ("batch", *found.input_shape))
+        want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *found.input_shape))
         judged = open_data(test, [want], preprocess=opened.preprocess, classes=opened.classes, seed=seed)
         opened = replace(opened, test=judged)
     return Subject(_exported(source, opened, seed), opened, source.network, source.weights is not None)
@@ -203,9 +203,3 @@ def _exported(source: Any, data: TrainingData, seed: int) -> ir.Model:
             metadata=describe(data.preprocess, data.classes, data.spec),
         )  # fmt: skip
         return io.load(file)
-
-
-def _float() -> Any:
-    import numpy as np
-
-    return np.dtype(np.float32)
