@@ -45,7 +45,8 @@ def test_a_network_of_the_zoo_and_its_folder(cli: Run, tmp_path: Path, monkeypat
 def test_the_authors_spellings_and_several_trials(cli: Run, tmp_path: Path) -> None:
     words = ("--net_warmup", 1, "--prune_p", 1.0, "--prune_q", 2.0, "--exper_imp_total_iter", 1, "--exper_num_trial", 2)
     done = cli(
-        "iterate", "ciap", "--net_arch", "lenet300", "--data", "digits:train", "--eval", "digits:test", "--net_train_epochs", 1, "--batch-size", 200,
+        "iterate", "ciap", "--net_arch", "lenet300", "--data", "digits:train", "--eval", "digits:test",
+        "--net_train_epochs", 1, "--batch-size", 200,
         *words, "--exper_type", "efficiency", "--epsilon", 0.5, "--chunk", 1, "--out", tmp_path, "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
