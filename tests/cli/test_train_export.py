@@ -167,7 +167,7 @@ def test_interruption_and_divergence_leave_no_file(tmp_path: Path, monkeypatch: 
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("onnxprune.models.loop.score", interrupted)
+        patch.setattr("onnxprune.models.objectives.score", interrupted)
         assert _train("lenet300", *arguments).exit_code != 0
     assert not list(tmp_path.iterdir())
 
