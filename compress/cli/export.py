@@ -55,9 +55,9 @@ def command(
 ) -> None:
     """Write NET with the given weights as ONNX: dynamic batch, checked against PyTorch, no local paths.
 
-    NET is a network of the zoo (lenet300, lenet5, mlp2, resnet20, resnet32, resnet44, resnet56, resnet110, vgg16,
-    vgg16_bn, vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2, cnn3d), a checkpoint that ``train`` wrote, or
-    ``file.py:function``, a function without arguments that returns a torch.nn.Module.
+    NET is a network of the zoo (lenet300, lenet5, mlp2, vgg_small, resnet20, resnet32, resnet44, resnet56, resnet110,
+    vgg16, vgg16_bn, vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2, cnn3d), a checkpoint that ``train``
+    wrote, or ``file.py:function``, a function without arguments that returns a torch.nn.Module.
     """
     from pathlib import Path
 

@@ -60,10 +60,10 @@ Examples:
 def command(network: str, **given: Any) -> None:
     """Train NET on labelled data and write it as ONNX, ready for ``onnxprune apply``.
 
-    NET is lenet300, lenet5, mlp2 (28x28 grey), resnet20, resnet32, resnet44, resnet56, resnet110, vgg16, vgg16_bn
-    (32x32 colour), vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2 (224x224 colour) or cnn3d (voxels, a
-    regression); --list shows more. A tenth of the training data picks the best epoch; the test data is read once, at
-    the end.
+    NET is lenet300, lenet5, mlp2, vgg_small (28x28 grey), resnet20, resnet32, resnet44, resnet56, resnet110, vgg16,
+    vgg16_bn (32x32 colour), vgg16_imagenet, resnet18, resnet34, resnet50, mobilenet_v2 (224x224 colour) or cnn3d
+    (voxels, a regression); --list shows more. A tenth of the training data picks the best epoch; the test data is read
+    once, at the end.
     """
     from onnxprune.models import require_torch
 

@@ -93,7 +93,9 @@ def test_the_metadata_of_a_result(
     found = metadata(tmp_path / "made.onnx")
     assert result.report.data.calib is not None
     assert {
-        key: value for key, value in found.items() if key.removeprefix("onnxprune.") not in ("classes", "kept")
+        key: value
+        for key, value in found.items()
+        if key.removeprefix("onnxprune.") not in ("classes", "kept", "widths")
     } == {
         "onnxprune.recipe": "id(flops=0.7)",
         "onnxprune.source_sha256": hashlib.sha256(conv_net_path.read_bytes()).hexdigest(),
