@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from onnxprune.exporters.tidy import name_after_parameters, strip_traces
 from onnxprune.graph import io
 from onnxprune.runtime.session import Settings, open_session
 
-__all__ = ["OPSETS", "Exported", "Exporter", "check_opset", "export"]
+__all__ = ["OPSETS", "Exported", "Exporter", "check_opset", "export", "relative_error"]
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -195,7 +195,7 @@ def _parity(module: nn.Module, shape: tuple[int, ...], model: ir.Model, label: s
             with torch.no_grad():
                 wanted = module(torch.from_numpy(array)).numpy()
             (found,) = session.run({session.inputs[0]: array}).values()
-            worst = max(worst, _relative_error(wanted, found))
+            worst = max(worst, relative_error(wanted, found))
     if not worst <= TOLERANCE:
         raise ModelError(
             f"the export of {type(module).__name__} differs from torch by {worst:.2g} relative; "
@@ -204,7 +204,8 @@ def _parity(module: nn.Module, shape: tuple[int, ...], model: ir.Model, label: s
     return worst
 
 
-def _relative_error(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+def relative_error(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Return the largest difference over the largest magnitude wanted; infinity for other shapes, or NaN in either."""
     if wanted.shape != found.shape or not (np.isfinite(wanted).all() and np.isfinite(found).all()):
         return float("inf")
     difference = np.abs(wanted.astype(np.float64) - found).max(initial=0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -26,7 +25,7 @@ def to_torch(
     keep_zeros: bool = True,
     min_zeros: float = MASK_SHARE,
     untie: bool = False,
-    batchnorm: Literal["frozen", "train"] = "frozen",
+    batchnorm: str = "frozen",
     dropout: bool = False,
     as_dict: bool = False,
 ) -> OnnxModule:

@@ -14,6 +14,7 @@ from torch import nn
 
 from onnxprune.data import Examples
 from onnxprune.errors import ModelError, OptionError
+from onnxprune.exporters.to_onnx import relative_error
 from onnxprune.exporters.to_torch import OnnxModule, to_torch
 from onnxprune.exporters.write_back import check_writable, write_back
 from onnxprune.models.options import TrainOptions
@@ -119,9 +120,7 @@ def finetune(
     if options.sync_bn:
         raise OptionError("sync-bn is for modules of the zoo: a graph has no BatchNorm module to convert")
     check_writable(model)
-    module = whole(to_torch(model, trainable=trainable, batchnorm="train" if batchnorm == "train" else "frozen"))
-    if batchnorm not in ("train", "frozen"):
-        raise OptionError(f"batchnorm '{batchnorm}': frozen and train are accepted")
+    module = whole(to_torch(model, trainable=trainable, batchnorm=batchnorm))
     if not module.trained():
         raise ModelError("the graph has no weights that could be trained")
     student = Student(module, lesson.features)
@@ -168,7 +167,7 @@ def whole(module: OnnxModule) -> OnnxModule:
 
 
 def _taught(teacher: ir.Model | None) -> OnnxModule | None:
-    return None if teacher is None else whole(to_torch(teacher, trainable=None, keep_zeros=False))
+    return None if teacher is None else whole(to_torch(teacher, keep_zeros=False))
 
 
 def _augment(asked: str, data: TrainingData) -> str:
@@ -205,8 +204,7 @@ def _parity(student: Student, result: ir.Model, examples: Examples, task: Teachi
     for name, tensor in ours.items():
         if name not in theirs or not tensor.is_floating_point():
             continue
-        wanted, found = tensor.double().numpy(), np.asarray(theirs[name], dtype=np.float64)
-        worst = max(worst, float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny)))
+        worst = max(worst, relative_error(tensor.double().numpy(), np.asarray(theirs[name], dtype=np.float64)))
     if not worst <= (HALF_TOLERANCE if half else TOLERANCE):
         raise ModelError(f"ONNX Runtime differs by {worst:.2g} relative from the graph that was trained in torch")
     return worst

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import onnx_ir as ir
 from torch import nn
 
 from onnxprune.data import Preprocess, named_splits
@@ -16,6 +18,7 @@ from onnxprune.data.spec import parse_spec
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.metadata import CLASSES, DATA, PREPROCESS, describe
 from onnxprune.exporters.to_onnx import Exported, Exporter, check_opset, export
+from onnxprune.graph import io
 from onnxprune.graph.io import check_output
 from onnxprune.models import distributed
 from onnxprune.models.checkpoint import load_weights, module_from_script, read_checkpoint, trial_output
@@ -23,7 +26,7 @@ from onnxprune.models.options import TrainOptions
 from onnxprune.models.scoring import Scores, score
 from onnxprune.models.sources import HELD_OUT, TrainingData, known_classes, open_training, portable_spec
 from onnxprune.models.state import Checkpoints
-from onnxprune.models.train import Hooks, Trained, open_device, train_network
+from onnxprune.models.train import Hooks, Trained, open_device, seeded, train_network
 from onnxprune.models.zoo import NETWORKS, build, find
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Produced",
     "WriteOptions",
     "evaluate_weights",
+    "graph_to_train",
     "load_and_export",
     "named_source",
     "open_for",
@@ -227,6 +231,24 @@ def load_and_export(source: ExportSource, out: str | os.PathLike[str], write: Wr
     metadata = describe(source.preprocess, names, data)
     regression = source.network in NETWORKS and find(source.network).regression
     return Produced(_write(module, shape, out, write, metadata, regression), metadata, _notes(metadata, regression))
+
+
+def graph_to_train(source: ExportSource, data: TrainingData, seed: int) -> ir.Model:
+    """Return a network of the zoo as a graph that keeps its normalisation, with seeded or loaded weights.
+
+    Raises:
+        OptionError: If the network is unknown.
+        ModelError: If the weights do not fit, or torch cannot export the module.
+    """
+    with seeded(seed):
+        module = build(source.network, data.outputs)
+    if source.weights is not None:
+        load_weights(module, source.weights, trust_pickle=source.trust_pickle)
+    metadata = describe(data.preprocess, data.classes, data.spec)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        file = Path(folder) / "model.onnx"
+        _write(module, find(source.network).input_shape, file, WriteOptions(keep_bn=True), metadata)
+        return io.load(file)
 
 
 def named_source(source: ExportSource) -> ExportSource:

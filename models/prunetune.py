@@ -17,7 +17,7 @@ from torch import nn
 
 from onnxprune.errors import BackendError, OptionError
 from onnxprune.exporters.metadata import describe
-from onnxprune.exporters.to_onnx import check_opset, export
+from onnxprune.exporters.to_onnx import check_opset, export, relative_error
 from onnxprune.graph import io
 from onnxprune.graph.cost import Cost, measure
 from onnxprune.models import distributed
@@ -189,8 +189,7 @@ def _check_same(dense: ir.Model, small: ir.Model, shape: tuple[int, ...]) -> Non
     for model in (dense, small):
         with open_session(model, Settings(), label="model.onnx") as session:
             outputs.append(*session.run({session.inputs[0]: array}).values())
-    wanted, got = outputs
-    error = float(np.abs(wanted - got).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
+    error = relative_error(*outputs)
     if not error <= TOLERANCE:
         raise BackendError(
             f"the graph without its zero groups differs by {error:.2g} relative; {TOLERANCE:g} is accepted"

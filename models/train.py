@@ -28,7 +28,7 @@ from onnxprune.models.sources import TrainingData
 from onnxprune.models.state import Checkpoints
 from onnxprune.models.zoo import build
 
-__all__ = ["Epoch", "Hooks", "Step", "Trained", "accuracy", "fit", "open_device", "train_network"]
+__all__ = ["Epoch", "Hooks", "Step", "Trained", "accuracy", "fit", "open_device", "seeded", "train_network"]
 
 CACHE_BYTES = 2 * 2**30  # data sets up to this size are decoded once and kept
 _CHUNK = 512
@@ -99,7 +99,7 @@ def train_network(
         OptionError: If the network or device is unknown.
         BackendError: If the loss becomes NaN or infinite.
     """
-    with _seeded(options.seed):
+    with seeded(options.seed):
         module = build(network, data.outputs)
     if start is not None:
         start(module)
@@ -147,7 +147,7 @@ def fit(
         kind = "none" if data.preprocess is None and len(data.shape) != 3 else "shift+flip" if data.colour else "affine"
     if kind != "none" and len(data.shape) != 3:
         raise OptionError(f"augment {kind!r} is for images; these inputs have shape {data.shape}")
-    with _seeded(options.seed, device), _deterministic():
+    with seeded(options.seed, device), _deterministic():
         module.to(device)
         run = Progress(
             module,
@@ -205,7 +205,7 @@ def open_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed the CPU's generator and the device's, and give both their state back afterwards."""
     cuda = []
     if device is not None and device.type == "cuda":

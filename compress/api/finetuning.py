@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +103,6 @@ def finetune(
     from onnxprune.models import require_torch
 
     require_torch("finetune")
-    from dataclasses import replace
-
     from onnxprune.models.finetune import finetune as tune
     from onnxprune.models.finetune import with_defaults
     from onnxprune.models.options import TrainOptions

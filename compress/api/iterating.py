@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from onnxprune.api.opening import open_model
 from onnxprune.api.options import Options
 from onnxprune.data import DataLike, InputSpec, open_data
 from onnxprune.errors import DataError, OptionError
-from onnxprune.graph import io
 from onnxprune.runtime.session import input_specs
 
 if TYPE_CHECKING:
@@ -136,7 +134,7 @@ def open_subject(
     """
     if Path(model).suffix == ".onnx":
         return _file(model, data, test, seed, options, val_share)
-    from onnxprune.models.produce import ExportSource, named_source
+    from onnxprune.models.produce import ExportSource, graph_to_train, named_source
     from onnxprune.models.sources import open_training
     from onnxprune.models.zoo import find
 
@@ -157,7 +155,7 @@ def open_subject(
         want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *found.input_shape))
         judged = open_data(test, [want], preprocess=opened.preprocess, classes=opened.classes, seed=seed)
         opened = replace(opened, test=judged)
-    return Subject(_exported(source, opened, seed), opened, source.network, source.weights is not None)
+    return Subject(graph_to_train(source, opened, seed), opened, source.network, source.weights is not None)
 
 
 def _file(
@@ -179,27 +177,3 @@ def _file(
         val_share=val_share, drop_classes=options.drop_classes, seed=seed, download=options.download,
     )  # fmt: skip
     return Subject(loaded.model, opened, Path(model).stem, trained=True)
-
-
-def _exported(source: Any, data: TrainingData, seed: int) -> ir.Model:
-    """Return a network of the zoo as a graph that keeps its normalisation, with seeded or loaded weights."""
-    import torch
-
-    from onnxprune.exporters.metadata import describe
-    from onnxprune.exporters.to_onnx import export
-    from onnxprune.models.checkpoint import load_weights
-    from onnxprune.models.sources import INPUT
-    from onnxprune.models.zoo import build, find
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        module = build(source.network, data.outputs)
-    if source.weights is not None:
-        load_weights(module, source.weights, trust_pickle=source.trust_pickle)
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        file = Path(folder) / "model.onnx"
-        export(
-            module, find(source.network).input_shape, file, input_name=INPUT, fold_bn=False,
-            metadata=describe(data.preprocess, data.classes, data.spec),
-        )  # fmt: skip
-        return io.load(file)
