@@ -23,6 +23,8 @@ ROWS = {
     "PCA": "pca(flops={size})",
     "LRank, published": "lrank(flops={size},reconstruct=none)",
     "LRank": "lrank(flops={size})",
+    "CP, data-free": "cp(flops={size},reconstruct=none)",
+    "CP": "cp(flops={size})",
     "ID, then PCA": "id(flops={half}),pca(flops={size})",
     "ID, then LRank": "id(flops={half}),lrank(flops={size})",
     "SuRP, then ID": "surp(sparsity=0.3,values=refit),id(flops={size})",

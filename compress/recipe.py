@@ -40,6 +40,7 @@ PASSES: dict[str, str] = {
     "filters": "onnxprune.passes.filters:Filters",
     "pca": "onnxprune.passes.pca:Pca",
     "lrank": "onnxprune.passes.lrank:LRank",
+    "cp": "onnxprune.passes.cp:Cp",
     "auto": "onnxprune.passes.auto:Auto",
     "ispasp": "onnxprune.passes.ispasp:Ispasp",
     "fold_bn": "onnxprune.passes.fold_bn:FoldBn",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -15,8 +16,10 @@ from onnxprune.fit.factoring import pair_rows, refitted
 from onnxprune.fit.pairing import Pairer, partable
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing
-from onnxprune.graph.factorise import KINDS
+from onnxprune.graph.factorise import KINDS, OUTPUT, POLYADIC
 from onnxprune.graph.selection import Selection
+
+_METHODS = ("id", "pca", "lrank", "cp")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Auto:
         None, float, "measured latency after this pass over that of the source", low=0.0, above=True, high=1.0
     )
     methods: str = option(
-        "id;pca;lrank", str, "what layers may become: id (fewer channels), pca, lrank (low rank), parted by ;"
+        "id;pca;lrank;cp", str, "what layers may become: id (fewer channels), pca, lrank (low rank), cp, parted by ;"
     )
     ridge: float = option(1e-4, float, "ridge over the mean diagonal of second moments", low=0.0, high=1.0)
     rectify: int = option(3, int, "rounds of refitting that aim at what a following ReLU lets through", low=0, high=20)
@@ -64,9 +67,10 @@ class Auto:
 
     def _methods(self) -> list[str]:
         words = [word.strip() for word in self.methods.split(";") if word.strip()]
-        odd = [word for word in words if word not in ("id", "pca", "lrank")]
+        odd = [word for word in words if word not in _METHODS]
         if odd or not words:
-            raise OptionError(f"auto: methods={self.methods} is not accepted; give some of id, pca, lrank, parted by ;")
+            known = ", ".join(_METHODS)
+            raise OptionError(f"auto: methods={self.methods} is not accepted; give some of {known}, parted by ;")
         return words
 
     @property
@@ -79,13 +83,13 @@ class Auto:
 
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model as the budget has it; what became of every space and every layer is in the numbers."""
-        pairer = self._pairer(model, context)
-        return refitted(self, pairer, context, pairer.shared)
+        return self.prepared(model, context)(self)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[Auto], StepResult]:
         """Return what :meth:`apply` of this pass with a size gives; data is surveyed once."""
         pairer = self._pairer(model, context)
-        return lambda sized: refitted(sized, pairer, context, pairer.shared)
+        others = [partial(pairer.shared, family=family) for family in pairer.families()[1:]]
+        return lambda sized: refitted(sized, pairer, context, pairer.shared, others)
 
     def plan(self, model: ir.Model, context: Context) -> Plan:
         """Return what could change; with examples at hand, what the budget would do and the agreement to expect."""
@@ -93,8 +97,7 @@ class Auto:
             return Plan((), ("what becomes of every layer is decided with calibration data; give --data or --calib",))
         pairer = self._pairer(model, context)
         choice = pairer.shared(Sizing.of(self))
-        predicted = pairer.survey.agreement(choice.widths, choice.places)
-        note = f"predicted agreement {predicted:.3f}: a rough guide, from {context.examples.count} examples"
+        note = f"predicted agreement {choice.agreement:.3f}: a rough guide, from {context.examples.count} examples"
         widths = [
             {"node": name, "kind": "fewer channels", "rank": width, "full": pairer.tally.full[name]}
             for name, width in choice.widths.items()
@@ -104,7 +107,8 @@ class Auto:
 
     def _nodes(self, model: ir.Model, shapes: Any) -> Any:
         words = self._methods()
-        kinds = tuple(k for k in KINDS if (k == "output" and "pca" in words) or "lrank" in words)
+        kinds = tuple(k for k in KINDS if (k == OUTPUT and "pca" in words) or "lrank" in words)
+        kinds += (POLYADIC,) if "cp" in words else ()
         return partable(model, shapes, self._selection, kinds) if kinds else ({}, {})
 
     def _treatable(self, context: Context) -> Any:

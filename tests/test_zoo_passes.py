@@ -16,7 +16,7 @@ from onnxprune.recipe import PASSES
 
 GRAPHS = ("lstm-script", "transformer_encoder-folded", "autoencoder-script")
 # A survey of all layers takes seconds.
-LONG = ("pca(flops=0.6)", "lrank(flops=0.6)", "auto(flops=0.6)")
+LONG = ("pca(flops=0.6)", "lrank(flops=0.6)", "cp(flops=0.6)", "auto(flops=0.6)")
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,8 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("pca", "macs", "pca(flops=0.5,reconstruct=none)", "pca(flops=0.6)"),
     *_neutral("lrank", "lrank(keep=1)"),
     *_strong("lrank", "macs", "lrank(flops=0.5,reconstruct=none)", "lrank(flops=0.6)"),
+    *_neutral("cp", "cp(keep=1)"),
+    *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)", "cp(flops=0.6)"),
     *_neutral("auto", "auto(flops=1)"),
     *_strong("auto", "macs", "auto(flops=0.6)", most=1e9),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),

@@ -13,17 +13,18 @@ import onnx_ir as ir
 from onnxprune.contract import Context
 from onnxprune.fit.knapsack import allocate
 from onnxprune.fit.links import find_links
-from onnxprune.fit.reconstruct import Fit, Reconstruction
+from onnxprune.fit.reconstruct import Fit, Outcome, Reconstruction
 from onnxprune.fit.sizing import Sizing, tally_of
 from onnxprune.fit.support import teacher
 from onnxprune.fit.survey import Survey, survey
-from onnxprune.graph import spaces, surgery
+from onnxprune.graph import polyadic, spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.cost import example_shapes
-from onnxprune.graph.factorise import Pair, split
+from onnxprune.graph.factorise import POLYADIC, Pair, kernel_of, split
 from onnxprune.graph.kept import record_kept
 from onnxprune.graph.labels import Consumer
-from onnxprune.graph.linear import add_constants, drop_zero_constants, linear_units
+from onnxprune.graph.linear import Unit, add_constants, drop_zero_constants, linear_units
+from onnxprune.graph.polyadic import Factors
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import Shapes, concrete_shapes
 from onnxprune.graph.spaces import Analysis, ChannelSpace
@@ -134,14 +135,25 @@ class Cutter:
         fixed = self._fixed(run, chosen, widths, parted) if kept is None else {s.name: kept[s.name] for s in chosen}
         outcome = run.run(chosen, widths, fixed, everything=self.drifted, pairs=parted)
         staying = outcome.kept
+        factors = {link.unit.name: self._narrowed(analysis, link.unit, outcome) for link in run.links}
         surgery.cut(analysis, staying)
         work = analysis.model
         record_kept(work, surgery.kept_outputs(analysis, staying))
-        part(work, parted, self._shapes(work))
+        part(work, parted, self._shapes(work), {name: one for name, one in factors.items() if one is not None})
         finish(work)
         drop_zero_constants(work, self.added)
         rows = [{"space": s.name, "width": s.width, "kept": len(staying[s.name])} for s in chosen]
         return Cut(work, staying, rows, outcome.rows)
+
+    @staticmethod
+    def _narrowed(analysis: Analysis, unit: Unit, outcome: Outcome) -> Factors | None:
+        """Return a unit's products with the outputs alone that are kept."""
+        found = outcome.factors.get(unit.name)
+        labels = analysis.tracer.labels[unit.weight][unit.out_axis]
+        if found is None or labels is None:
+            return found
+        keep = analysis.keep_mask(outcome.kept)[analysis.channels_of(labels)]
+        return replace(found, last=found.last[:, keep])
 
     def shrunk(self, widths: Mapping[str, int], pairs: Mapping[str, Pair] | None = None) -> ir.Model:
         """Return a model with these widths and pairs and any weights, to measure its speed."""
@@ -176,11 +188,26 @@ class Cutter:
         return (self.base, False) if source is None else (source, True)
 
 
-def part(work: ir.Model, pairs: Mapping[str, Pair], shapes: Shapes) -> None:
-    """Put pairs in the place of nodes, by name, in place."""
+def part(
+    work: ir.Model, pairs: Mapping[str, Pair], shapes: Shapes, factors: Mapping[str, Factors] | None = None
+) -> None:
+    """Put pairs in the place of nodes, by name, in place.
+
+    Sums of products have ``factors``; without them their weights are any numbers (for what is but timed).
+    """
+    known = factors or {}
     for unit in linear_units(work, shapes) if pairs else ():
-        if unit.name in pairs:
-            split(work, unit, pairs[unit.name])
+        pair = pairs.get(unit.name)
+        if pair is not None and pair.kind == POLYADIC:
+            polyadic.split(work, unit, known.get(unit.name) or _any(unit, pair.rank))
+        elif pair is not None:
+            split(work, unit, pair)
+
+
+def _any(unit: Unit, rank: int) -> Factors:
+    matrix, taps = unit.matrix()[0], int(np.prod(kernel_of(unit)))
+    sizes = (len(matrix) // taps, rank), (taps, rank), (rank, matrix.shape[1])
+    return Factors(*(np.full(size, 0.5 / max(size)) for size in sizes))
 
 
 def fastest_within(
@@ -190,10 +217,17 @@ def fastest_within(
 
     Choices come from FLOPs budgets, bisected; each candidate is timed side by side with the source on one example.
     """
+    return timed_within(value, cutter, sizing, choose, shrink)[0]
+
+
+def timed_within(
+    value: float, cutter: Cutter, sizing: Sizing, choose: Callable[[Sizing], T], shrink: Callable[[T], ir.Model]
+) -> tuple[T, float]:
+    """Return what :func:`fastest_within` does, and its measured latency over the source model's."""
     from onnxprune.fit.speed import ratio
 
     low, high = 0.0, 1.0
-    best: T | None = None
+    best: tuple[T, float] | None = None
     fewest: tuple[T, float] | None = None
     for _ in range(7):
         share = (low + high) / 2 if low or high < 1.0 else value
@@ -202,10 +236,10 @@ def fastest_within(
         if fewest is None or took < fewest[1]:
             fewest = (found, took)
         if took <= value:
-            best, low = found, share
+            best, low = (found, took), share
         else:
             high = share
         if high - low < 0.02:
             break
     assert fewest is not None
-    return fewest[0] if best is None else best
+    return fewest if best is None else best

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxprune.contract import Context, StepResult
 from onnxprune.errors import OptionError
-from onnxprune.fit.cutting import fastest_within, part
+from onnxprune.fit.cutting import part, timed_within
 from onnxprune.fit.offers import Partings
 from onnxprune.fit.pairing import Choice, Pairer, partable
 from onnxprune.fit.ranking import Score, ranked
@@ -20,11 +20,14 @@ from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.cost import example_shapes
 from onnxprune.graph.factorise import Pair
 from onnxprune.graph.linear import Unit, add_constants, drop_zero_constants
+from onnxprune.graph.polyadic import Factors
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import concrete_shapes
 
 # Writes a layer's nearest weights of a rank into the unit.
 Write = Callable[[str, Unit, Pair], None]
+# Makes the sum of products that comes nearest to a layer's weights.
+Products = Callable[[Unit, Pair], Factors]
 Units = Mapping[str, tuple[Unit, Partings]]
 
 
@@ -36,8 +39,12 @@ def factored(
     kinds: tuple[str, ...],
     score: Score,
     write: Write | None = None,
+    products: Products | None = None,
 ) -> StepResult:
-    """Return what a pass without refitting does: ranks by ``score``, weights by ``write`` (else truncated)."""
+    """Return what a pass without refitting does: ranks by ``score``, weights by ``write`` (else truncated).
+
+    Sums of products are made by ``products``.
+    """
     sizing = Sizing.of(item)
     if sizing.name == "latency":
         raise OptionError(f"{item.name}: latency= needs reconstruct=symmetric or asymmetric")
@@ -52,21 +59,29 @@ def factored(
     for name, pair in pairs.items():
         if write is not None:
             write(name, units[name][0], pair)
-    part(work, pairs, shapes)
+    made = {} if products is None else {name: products(units[name][0], pair) for name, pair in pairs.items()}
+    part(work, pairs, shapes, made)
     finish(work)
     drop_zero_constants(work, added)
     return StepResult(work, skipped, {"pairs": rows}, reached(item, work, context))
 
 
-def refitted(item: Any, pairer: Pairer, context: Context, pairs_at: Callable[[Sizing], Choice]) -> StepResult:
-    """Return what a pass with refitting does with the choice that ``pairs_at`` makes for its size."""
+def refitted(
+    item: Any,
+    pairer: Pairer,
+    context: Context,
+    pairs_at: Callable[[Sizing], Choice],
+    others: Sequence[Callable[[Sizing], Choice]] = (),
+) -> StepResult:
+    """Return what a pass with refitting does with the choice that ``pairs_at`` makes for its size.
+
+    Under a latency the ``others`` are tried too: more and smaller layers can be slower.
+    """
     sizing = Sizing.of(item)
     if sizing.met_by(pairer.model, context):
         choice = Choice({}, {}, {})
     elif sizing.name == "latency":
-        choice = fastest_within(
-            sizing.value, pairer, sizing, pairs_at, lambda one: pairer.shrunk(one.widths, one.pairs)
-        )
+        choice = _fastest(pairer, sizing, [pairs_at, *others])
     else:
         choice = pairs_at(sizing)
     cut = pairer.cut(choice.widths, pairs=choice.pairs)
@@ -74,10 +89,20 @@ def refitted(item: Any, pairer: Pairer, context: Context, pairs_at: Callable[[Si
     if pairer.chosen:
         numbers |= {"spaces": len(pairer.chosen), "layers": cut.spaces}
     if choice.places or choice.widths:
-        numbers["predicted_agreement"] = pairer.survey.agreement(choice.widths, choice.places)
+        numbers["predicted_agreement"] = choice.agreement
     skipped = {**pairer.skipped, **left_alone(pairer.units, choice.pairs)}
     warnings = sizing.unaligned({row["space"]: row["kept"] for row in cut.spaces})
     return StepResult(cut.model, skipped, numbers, reached(item, cut.model, context), warnings)
+
+
+def _fastest(pairer: Pairer, sizing: Sizing, ways: Sequence[Callable[[Sizing], Choice]]) -> Choice:
+    """Return the choice of the highest predicted agreement among those within a latency, or the fastest."""
+    found = [
+        timed_within(sizing.value, pairer, sizing, way, lambda one: pairer.shrunk(one.widths, one.pairs))
+        for way in ways
+    ]
+    met = [choice for choice, took in found if took <= sizing.value]
+    return max(met, key=lambda one: one.agreement) if met else min(found, key=lambda one: one[1])[0]
 
 
 def pairer_of(model: ir.Model, context: Context, fit: Fit, selection: Selection, kinds: tuple[str, ...]) -> Pairer:

@@ -9,9 +9,11 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from onnxprune.fit.moments import Moments
+from onnxprune.fit.polyadic import decompose
 from onnxprune.fit.solve import Solution
 from onnxprune.fit.wide import Wide
-from onnxprune.graph.factorise import INPUT, OUTPUT, TURNED, Pair, factors, refolded, unfold
+from onnxprune.graph.factorise import INPUT, OUTPUT, POLYADIC, TURNED, Pair, factors, refolded, unfold
+from onnxprune.graph.polyadic import Factors
 from onnxprune.linalg import solve_psd
 
 # Second moments get so much of their mean diagonal: directions without data stay as the weights have them.
@@ -21,6 +23,8 @@ _NOTHING = 1e-12
 # Rounds of alternating least squares, steps of conjugate gradients in each, and less of it for wide nodes.
 _ROUNDS, _STEPS = 4, 8
 _WIDE, _WIDE_ROUNDS = 1500, 2
+# Iterations over what is usual where a sum of products goes on from another one.
+_AGAIN = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +118,24 @@ def error(matrix: np.ndarray, other: np.ndarray, metric: Metric) -> float:
 
 
 def paired(
-    solution: Solution, sums: Moments | Wide, mask: np.ndarray, pair: Pair, kernel: Sequence[int], *, shiftable: bool
+    solution: Solution,
+    sums: Moments | Wide,
+    mask: np.ndarray,
+    pair: Pair,
+    kernel: Sequence[int],
+    *,
+    shiftable: bool,
+    start: Factors | None = None,
 ) -> Solution:
     """Return a solution of one group as a pair of nodes can compute it; its constant makes up for the mean.
 
     ``mask`` [F] says which features stay; the others have weights of zero, and keep them. Where there are too many
-    features for second moments, ``output`` is the one kind that is known.
+    features for second moments, ``output`` is the one kind that is known. A sum of products goes on from ``start``;
+    its factors have the channels that stay alone.
     """
     matrix = solution.matrix[0]
     near = np.zeros_like(matrix)
+    products: Factors | None = None
     mean: np.ndarray | None
     if isinstance(sums, Wide):
         mean = sums.matrix.mean(axis=0, dtype=np.float64) if shiftable else None
@@ -131,13 +144,20 @@ def paired(
     else:
         metric = Metric.of(sums, shiftable=shiftable)
         assert metric.gram is not None
-        near[mask] = project(matrix[mask], Metric(metric.gram[np.ix_(mask, mask)], None), pair, kernel)
+        own = metric.gram[np.ix_(mask, mask)]
+        if pair.kind == POLYADIC:
+            effort = 1.0 if start is None else _AGAIN
+            taps = int(np.prod(kernel))
+            products = decompose(matrix[mask], own, taps, pair.rank, start=start, effort=effort)
+            near[mask] = products.matrix()
+        else:
+            near[mask] = project(matrix[mask], Metric(own, None), pair, kernel)
         mean = metric.mean
     shift = solution.shift
     if mean is not None:
         shift = shift + mean @ (matrix - near)
     left = sums.error(np.vstack([near, shift[None]])[None]) / (sums.spread() or 1.0)
-    return replace(solution, matrix=near[None], shift=shift, fitted=left)
+    return replace(solution, matrix=near[None], shift=shift, fitted=left, factors=products)
 
 
 def _order(features: int, kind: str, kernel: Sequence[int]) -> np.ndarray:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxprune.fit.links import Link
 from onnxprune.fit.lowrank import Metric, components, error, project, scatter, tails, whitened
+from onnxprune.fit.polyadic import WIDEST, decompose
 from onnxprune.fit.reconstruct import Sums
 from onnxprune.fit.wide import Wide
-from onnxprune.graph.factorise import OUTPUT, Pair, Parting, kernel_of
+from onnxprune.graph.factorise import OUTPUT, POLYADIC, Pair, Parting, kernel_of
 
 Partings = Mapping[str, Parting]
 # Ranks that are offered of one kind, at most, and how many of them are solved for.
 _GRID, _SOLVED = 24, 3
+# Shares of the highest rank at which sums of products are solved for, and iterations over what is usual.
+_PLACES, _EFFORT = (0.12, 0.3, 0.6, 1.0), 0.4
 # A pair must save so much of what the node costs to be worth two kernels.
 _WORTH = 0.98
 
@@ -45,10 +48,31 @@ def ranks(parting: Parting, macs: int, *, by: str = "macs") -> list[int]:
 def offers(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> tuple[list[Option], np.ndarray]:
     """Return options by rising cost, none beaten by a cheaper one, and their errors over the spread of the targets.
 
-    The cost is that in MACs, or ``by="params"`` in parameters: kinds that part a strided kernel differ in both.
+    See :func:`front`.
+    """
+    return front(candidates(link, sums, partings, by), dense(partings), by)
 
-    The node as it is comes last and has no error. Ranks of ``output`` have their exact error; of other kinds a few
-    are solved for, and the others follow the singular values of the whitened weight between them.
+
+def front(found: Sequence[tuple[float, Option]], whole: Option, by: str = "macs") -> tuple[list[Option], np.ndarray]:
+    """Return candidates by rising cost, none beaten by a cheaper one, and their errors.
+
+    The cost is that in MACs, or ``by="params"`` in parameters: kinds that part a strided kernel differ in both. The
+    node as it is comes last and has no error.
+    """
+    best: list[tuple[float, Option]] = []
+    for left, option in sorted(found, key=lambda item: (item[1].cost(by), item[0])):
+        if not best or left < best[-1][0]:
+            if best and best[-1][1].cost(by) == option.cost(by):
+                best.pop()
+            best.append((left, option))
+    return [*(option for _, option in best), whole], np.array([*(left for left, _ in best), 0.0])
+
+
+def candidates(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> list[tuple[float, Option]]:
+    """Return everything that a node could become, with errors over the spread of the targets.
+
+    Ranks of ``output`` have their exact error; of other kinds a few are solved for, and the others follow the
+    singular values of the whitened weight between them, or for sums of products a line through logarithms.
     """
     unit = link.unit
     whole = dense(partings)
@@ -58,7 +82,7 @@ def offers(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> tupl
     metric = None if isinstance(sums, Wide) else Metric.of(sums, shiftable=unit.shiftable)
     for kind, parting in partings.items():
         offered = _grid(ranks(parting, whole.macs, by=by))
-        if not offered or (metric is None and kind != OUTPUT):
+        if not offered or (metric is None and kind != OUTPUT) or (kind == POLYADIC and len(matrix) > WIDEST):
             continue
         if metric is None:
             assert isinstance(sums, Wide)
@@ -68,14 +92,7 @@ def offers(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> tupl
         for rank, left in zip(offered, errors, strict=True):
             option = Option(Pair(kind, rank), rank * parting.macs, rank * parting.params)
             found.append((float(left) / spread, option))
-    found.sort(key=lambda item: (item[1].cost(by), item[0]))
-    best: list[tuple[float, Option]] = []
-    for left, option in found:
-        if not best or left < best[-1][0]:
-            if best and best[-1][1].cost(by) == option.cost(by):
-                best.pop()
-            best.append((left, option))
-    return [*(option for _, option in best), whole], np.array([*(left for left, _ in best), 0.0])
+    return found
 
 
 def dense(partings: Partings) -> Option:
@@ -95,6 +112,8 @@ def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ..
     assert metric.gram is not None
     if kind == OUTPUT:
         return np.asarray(tails(components(matrix.T @ metric.gram @ matrix)[0])[offered])
+    if kind == POLYADIC:
+        return _errors_of_products(matrix, metric, kernel, offered)
     left = tails(whitened(matrix, metric.gram, kind, kernel))
     rough = np.array([left[min(rank, len(left) - 1)] for rank in offered])
     places = np.unique(np.round(np.linspace(0, len(offered) - 1, _SOLVED + 2)[1:-1]).astype(int))
@@ -106,3 +125,15 @@ def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ..
     )
     shift = np.interp(logs, [x for x, _ in known], [y for _, y in known])
     return np.asarray(np.exp(logs + shift))
+
+
+def _errors_of_products(matrix: np.ndarray, metric: Metric, kernel: tuple[int, ...], offered: list[int]) -> np.ndarray:
+    """Return errors whose logarithm is linear in the rank between ranks that are solved for, and nothing kept."""
+    floor = 1e-12 * error(matrix, np.zeros_like(matrix), metric) + 1e-300
+    solved = sorted({offered[round(share * (len(offered) - 1))] for share in _PLACES})
+    points = [(0, error(matrix, np.zeros_like(matrix), metric))]
+    for rank in solved:
+        found = decompose(matrix, metric.gram, math.prod(kernel), rank, effort=_EFFORT)
+        points.append((rank, error(matrix, found.matrix(), metric)))
+    logs = np.interp(offered, [rank for rank, _ in points], [np.log(max(left, floor)) for _, left in points])
+    return np.asarray(np.exp(np.minimum.accumulate(logs)))

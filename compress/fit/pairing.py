@@ -17,12 +17,14 @@ from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.survey import RankCurve, Survey, survey
 from onnxprune.graph import constants
 from onnxprune.graph.cost import MACS
-from onnxprune.graph.factorise import Pair, partings
+from onnxprune.graph.factorise import POLYADIC, Pair, partings
 from onnxprune.graph.linear import Unit, linear_units
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import Shapes
 from onnxprune.graph.tally import Tally
 
+# What a choice may hold: narrower spaces, pairs of nodes, and three nodes in place of one.
+ALL, PAIRS, WIDTHS = "all", "pairs", "widths"
 # Nodes and spaces may have the same name.
 _NODE = "node "
 
@@ -31,12 +33,13 @@ _NODE = "node "
 class Choice:
     """Widths of spaces, and pairs by the names of the nodes that they replace.
 
-    ``places`` are those of the nearest cheaper options in the offers.
+    ``places`` are those of the nearest cheaper options in the offers, ``agreement`` is what is predicted.
     """
 
     widths: Mapping[str, int]
     pairs: Mapping[str, Pair]
     places: Mapping[str, int]
+    agreement: float = 1.0
 
 
 def partable(
@@ -104,11 +107,16 @@ class Pairer(Cutter):
         """Whether the data have been run for it."""
         return self._by in self._surveys
 
-    def shared(self, sizing: Sizing) -> Choice:
-        """Return the choice whose predicted loss is least under the budget."""
+    def shared(self, sizing: Sizing, family: str = ALL) -> Choice:
+        """Return the choice whose predicted loss is least under the budget.
+
+        A family other than ``ALL`` leaves out sums of products (``PAIRS``) or whatever is put in a node's place
+        (``WIDTHS``).
+        """
         self._by = _ranked_by(sizing.name)
         found = self.survey
-        curves = {name: curve for name, curve in found.ranks.items() if len(curve.options) > 1}
+        known = {ALL: found.ranks, PAIRS: found.pairs, WIDTHS: {}}[family]
+        curves = {name: curve for name, curve in known.items() if len(curve.options) > 1}
         losses = {name: curve.loss for name, curve in found.curves.items()}
         losses |= {_NODE + name: curve.loss for name, curve in curves.items()}
         choices: dict[str, list[int]] = dict(sizing.choices({space.name: space.width for space in self.chosen}))
@@ -119,7 +127,19 @@ class Pairer(Cutter):
             losses, choices, bill, bill.conflicts(), budget.limit, curved={_NODE + name for name in curves}
         )
         choice = self.choice(found_widths, curves)
-        return replace(choice, pairs=bill.filled(choice, budget.limit))
+        lost = sum(float(curves[name].loss[place]) for name, place in choice.places.items())
+        predicted = found.agreement(choice.widths, lost)
+        return replace(choice, pairs=bill.filled(choice, budget.limit), agreement=predicted)
+
+    def families(self) -> list[str]:
+        """Return the families that differ here, the one of everything first."""
+        kinds = {kind for _, ways in self.units.values() for kind in ways}
+        found = [ALL]
+        if POLYADIC in kinds and kinds != {POLYADIC}:
+            found.append(PAIRS)
+        if kinds and self.chosen:
+            found.append(WIDTHS)
+        return found
 
     @staticmethod
     def choice(found: Mapping[str, int], curves: Mapping[str, RankCurve]) -> Choice:
@@ -212,8 +232,6 @@ class _Bill:
         reads = (after[unit.in_axis] or 0) / before[unit.in_axis]
         writes = (after[unit.out_axis] or 0) / before[unit.out_axis]
         if self.currency in ("params", "bytes"):
-            inner = way.height * reads + way.width * writes
-            change = rank * inner - way.height * way.width * reads * writes
+            change = way.params_at(rank, reads, writes) - way.height * way.width * reads * writes
             return change * (stored.dtype.itemsize if self.currency == "bytes" else 1)
-        first = way.reads * before[unit.in_axis]
-        return rank * (first * reads + (way.macs - first) * writes) - way.whole * reads * writes
+        return way.macs_at(rank, before[unit.in_axis], reads, writes) - way.whole * reads * writes

@@ -29,6 +29,7 @@ from onnxprune.fit.rectified import RectifiedRows, rectifies
 from onnxprune.fit.solve import Solution, refit
 from onnxprune.fit.wide import FEATURES, ROWS, Wide
 from onnxprune.graph.factorise import Pair, kernel_of
+from onnxprune.graph.polyadic import Factors
 from onnxprune.graph.shapes import Shapes, concrete_shapes, true_inputs
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.linalg import pivoted_cholesky
@@ -110,10 +111,15 @@ class Batches:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What refitting did: kept channels of every cut space (ascending), and a row per refitted node."""
+    """What refitting did: kept channels of every cut space (ascending), and a row per refitted node.
+
+    ``factors`` are those of weights that are sums of products, by the node's name: with the input channels that are
+    kept, and all outputs.
+    """
 
     kept: dict[str, np.ndarray]
     rows: list[dict[str, Any]]
+    factors: dict[str, Factors]
 
 
 class Reconstruction:
@@ -131,6 +137,7 @@ class Reconstruction:
         self.batches = Batches.of(analysis.model, context.examples, context.settings)
         self.settings = context.settings
         self._rectified: dict[ir.Node, RectifiedRows] = {}
+        self._factors: dict[str, Factors] = {}
 
     def order(
         self,
@@ -196,7 +203,7 @@ class Reconstruction:
                 for link, sums in zip(stage, moments, strict=True):
                     found.append(self.solve(link, sums, keep, parted.get(link.unit.name)))
                 advance(1)
-        return Outcome(kept, found)
+        return Outcome(kept, found, self._factors)
 
     def choose(self, space: ChannelSpace, links: Sequence[Link], moments: Sequence[Sums]) -> Elimination:
         """Return the order in which channels of ``space`` go, by what the outputs of its consumers lose.
@@ -337,19 +344,26 @@ class Reconstruction:
         shift = unit.shift if unit.shiftable else np.zeros_like(unit.shift)
         matrix = unit.matrix()
 
+        begun: Factors | None = None
+
         def fitted(found: Sums) -> Solution:
+            nonlocal begun
             best = refit(
                 found, matrix, shift, mask, taps=link.taps, ridge=self.fit.ridge,
                 shiftable=unit.shiftable, preserve_zeros=self.fit.preserve_zeros and pair is None,
             )  # fmt: skip
             if pair is None:
                 return best
-            return paired(best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable)
+            near = paired(best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable, start=begun)
+            begun = near.factors
+            return near
 
         solution = fitted(sums)
         rows = self._rectified.pop(unit.node, None)
         if rows is not None and isinstance(sums, Moments):
             solution = rows.improved(sums, solution, fitted, self.fit.rounds)
+        if solution.factors is not None:
+            self._factors[unit.name] = solution.factors
         unit.set_matrix(solution.matrix)
         if unit.shiftable:
             unit.add_shift(solution.shift - unit.shift)

@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.wide import FEATURES, Wide
+from onnxprune.graph.polyadic import Factors
 from onnxprune.linalg import masked_least_squares, solve_psd
 
 # The constant is not held back; this share keeps the system definite.
@@ -23,13 +24,14 @@ class Solution:
     """What a linear node becomes: ``matrix`` [groups, F, O / groups], ``shift`` [O], and relative errors.
 
     ``folded`` is the squared error over the spread of the targets with the interpolation matrix alone, ``fitted``
-    that of the solution.
+    that of the solution. ``factors`` are those of the matrix where it is a sum of products.
     """
 
     matrix: np.ndarray
     shift: np.ndarray
     folded: float
     fitted: float
+    factors: Factors | None = None
 
 
 def refit(

@@ -17,10 +17,10 @@ import onnx_ir as ir
 from onnxprune.contract import Context
 from onnxprune.fit.eliminate import Elimination
 from onnxprune.fit.links import Link, stages
-from onnxprune.fit.offers import Option, Partings, offers
+from onnxprune.fit.offers import Option, Partings, candidates, dense, front
 from onnxprune.fit.probe import Measured, Probe
 from onnxprune.fit.reconstruct import Reconstruction, Sums
-from onnxprune.graph.factorise import Pair
+from onnxprune.graph.factorise import POLYADIC, Pair
 from onnxprune.graph.spaces import ChannelSpace
 from onnxprune.runtime.staged import Staged
 
@@ -46,19 +46,22 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """The curves of all spaces, and how disagreement follows from divergence."""
+    """The curves of all spaces, and how disagreement follows from divergence.
+
+    ``ranks`` are those of single nodes, ``pairs`` the same without sums of products.
+    """
 
     curves: Mapping[str, Curve]
     slope: float
     ranks: Mapping[str, RankCurve] = field(default_factory=dict)
+    pairs: Mapping[str, RankCurve] = field(default_factory=dict)
 
-    def agreement(self, widths: Mapping[str, int], options: Mapping[str, int] | None = None) -> float:
+    def agreement(self, widths: Mapping[str, int], lost: float = 0.0) -> float:
         """Return the predicted agreement when every space is cut to these widths: a rough guide, not evidence.
 
-        ``options`` are the places of what was chosen for single nodes.
+        ``lost`` is the loss of what was chosen for single nodes.
         """
-        total = sum(float(curve.loss[widths[name]]) for name, curve in self.curves.items() if name in widths)
-        total += sum(float(self.ranks[name].loss[place]) for name, place in (options or {}).items())
+        total = lost + sum(float(curve.loss[widths[name]]) for name, curve in self.curves.items() if name in widths)
         return float(max(0.0, 1.0 - self.slope * np.sqrt(total)))
 
 
@@ -93,6 +96,7 @@ def survey(
     names = parted or {}
     nodes |= {link.unit.node for link in work.links if link.unit.name in names}
     options: dict[str, tuple[list[Option], np.ndarray]] = {}
+    simple: dict[str, tuple[list[Option], np.ndarray]] = {}
     chosen = [i for i, link in enumerate(work.links) if link.unit.node in nodes]
     order = stages(work.flow, chosen)
     probe = Probe(work, spaces, context, list(names)) if measure else None
@@ -110,15 +114,18 @@ def survey(
                 kept[link.unit.node] = (link, sums)
                 name = link.unit.name
                 if name in names:
-                    options[name] = offers(link, sums, names[name], by)
+                    seen, whole = candidates(link, sums, names[name], by), dense(names[name])
+                    options[name] = front(seen, whole, by)
+                    pairs_only = [one for one in seen if one[1].pair is not None and one[1].pair.kind != POLYADIC]
+                    simple[name] = front(pairs_only, whole, by)
                     if probe is not None:
                         tried[name] = probe.parted(name, _nearest(options[name][0], _SHARES, by), (link, sums))
             for space in [s for s in pending if wanted[s.name] <= kept.keys()]:
                 pending.remove(space)
-                pairs = [kept[node] for node in kept if node in wanted[space.name]]
-                found[space.name] = work.choose(space, [link for link, _ in pairs], [sums for _, sums in pairs])
+                readers = [kept[node] for node in kept if node in wanted[space.name]]
+                found[space.name] = work.choose(space, [link for link, _ in readers], [sums for _, sums in readers])
                 if probe is not None and not probe.deep:
-                    measured[space.name] = probe.alone(space, found[space.name], pairs)
+                    measured[space.name] = probe.alone(space, found[space.name], readers)
             needed = set().union(*(wanted[s.name] for s in pending)) if pending else set()
             for node in [node for node in kept if node not in needed]:
                 del kept[node]
@@ -133,19 +140,22 @@ def survey(
                 advance(1)
     curves = {
         space.name: Curve(
-            space, found[space.name], _scaled(found[space.name].error, measured.get(space.name, ()), space.width),
+            space, found[space.name],
+            _scaled(found[space.name].error, *_points(found[space.name].error, measured.get(space.name, ()))),
             tuple(measured.get(space.name, ())),
         )
         for space in spaces
     }  # fmt: skip
-    ranks = {}
+    ranks, pairs = {}, {}
     for name, (offered, error) in options.items():
         points = tuple(tried.get(name, ()))
-        ranks[name] = RankCurve(tuple(offered), _scaled(error, points, len(error) - 1), points)
-    seen = [*(curve.measured for curve in curves.values()), *(curve.measured for curve in ranks.values())]
-    top = sum(np.sqrt(max(one.loss, 0.0)) * one.disagreement for points in seen for one in points)
-    bottom = sum(max(one.loss, 0.0) for points in seen for one in points)
-    return Survey(curves, float(top / bottom) if bottom > 0 else 0.0, ranks)
+        near = _points(error, points)
+        ranks[name] = RankCurve(tuple(offered), _scaled(error, *near), points)
+        pairs[name] = RankCurve(tuple(simple[name][0]), _scaled(simple[name][1], *near), ())
+    told = [*(curve.measured for curve in curves.values()), *(curve.measured for curve in ranks.values())]
+    top = sum(np.sqrt(max(one.loss, 0.0)) * one.disagreement for points in told for one in points)
+    bottom = sum(max(one.loss, 0.0) for points in told for one in points)
+    return Survey(curves, float(top / bottom) if bottom > 0 else 0.0, ranks, pairs)
 
 
 def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[Measured]:
@@ -168,20 +178,29 @@ def _nearest(options: Sequence[Option], shares: Sequence[float], by: str) -> dic
     return {place: pairs[place] for place in places}
 
 
-def _scaled(error: np.ndarray, measured: Sequence[Measured], width: int) -> np.ndarray:
+def _points(error: np.ndarray, measured: Sequence[Measured]) -> tuple[list[float], list[float]]:
+    """Return the errors of what was measured, and the losses."""
+    return [float(error[one.place]) for one in measured], [one.loss for one in measured]
+
+
+def _scaled(error: np.ndarray, errors: Sequence[float], losses: Sequence[float]) -> np.ndarray:
     """Return the loss at every width: the error curve times a factor that passes through what was measured.
 
-    The factor's logarithm is linear in the error's logarithm between measured points and constant beyond them.
+    The factor's logarithm is linear in the error's logarithm between measured points and constant beyond them. The
+    last entry is what nothing was done to.
     """
     if float(error.max(initial=0.0)) < _NOTHING:
         return np.zeros_like(error)  # all of its channels can go
     floor = 1e-12 * float(error.max())
-    points = [(np.log(error[w] + floor), np.log(max(loss, 1e-12) / (error[w] + floor))) for w, loss, _ in measured]
+    points = [
+        (np.log(left + floor), np.log(max(loss, 1e-12) / (left + floor)))
+        for left, loss in zip(errors, losses, strict=True)
+    ]
     points.sort()
     if not points:
         return np.asarray(error.copy())
     factor = np.interp(np.log(error + floor), [x for x, _ in points], [y for _, y in points])
     loss = error * np.exp(factor)
-    loss[width] = 0.0
+    loss[-1] = 0.0
     # Wider must not be worse.
     return np.asarray(np.maximum.accumulate(loss[::-1])[::-1])

@@ -1,4 +1,4 @@
-"""Turning one linear node into a pair of smaller ones, ``<node>/enc`` and ``<node>/dec``."""
+"""The ways to make one linear node several smaller ones; pairs of them, ``<node>/enc`` and ``<node>/dec``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from onnxprune.graph.shapes import Shapes
 # The four ways to part a kernel, in the order of LRank's schemes 0 to 3.
 OUTPUT, SPATIAL, TURNED, INPUT = "output", "spatial", "turned", "input"
 KINDS = (OUTPUT, SPATIAL, TURNED, INPUT)
+# Three nodes in place of one.
+POLYADIC = "cp"
 # Entries of a matrix up to which its singular values are worked out as such.
 _LARGE = 1 << 22
 # The opset from which a Gemm may stand without a constant.
@@ -26,11 +28,13 @@ _FREE_GEMM = 11
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of nodes in place of one: how the kernel is parted, and the channels between the two.
+    """Smaller nodes in place of one, mostly a pair: how the kernel is parted, and the channels between them.
 
     ``output``: the whole kernel to ``rank`` channels, then 1 x 1 (Zhang, Zou, He, Sun, 2016; scheme 0).
     ``spatial``: 1 x k, then k x 1 (Jaderberg, Vedaldi, Zisserman, 2014; scheme 1); ``turned``: k x 1, then 1 x k.
     ``input``: 1 x 1, then the whole kernel (scheme 3). What does not slide knows ``output`` alone.
+    ``cp``: 1 x 1, the whole kernel on every channel by itself, 1 x 1 (Lebedev et al., 2015); it is put in place by
+    :mod:`onnxprune.graph.polyadic`.
     """
 
     kind: str
@@ -39,10 +43,11 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Parting:
-    """How one kind parts a unit's matrix, and what a channel between the two costs.
+    """How one kind parts a unit's matrix, and what a channel between the nodes costs.
 
     ``height`` x ``width`` is the matrix whose rank counts; ``macs`` and ``params`` are per rank, of which the share
-    of every input channel is ``reads`` (MACs); ``whole`` are the MACs of the node as it is.
+    of every input channel is ``reads`` (MACs), and of neither side's channels ``spare_macs`` and ``spare_params``;
+    ``whole`` are the MACs of the node as it is, ``full`` the rank at which nothing is lost.
     """
 
     kind: str
@@ -52,11 +57,19 @@ class Parting:
     params: int
     reads: int
     whole: int
+    full: int
+    spare_macs: int = 0
+    spare_params: int = 0
 
-    @property
-    def full(self) -> int:
-        """The rank at which a pair can compute anything that the node can."""
-        return min(self.height, self.width)
+    def params_at(self, rank: int, reads: float = 1.0, writes: float = 1.0) -> float:
+        """Return the parameters at a rank, when such shares of input and output channels are left."""
+        last = self.params - self.height - self.spare_params
+        return rank * (self.height * reads + self.spare_params + last * writes)
+
+    def macs_at(self, rank: int, inputs: int, reads: float = 1.0, writes: float = 1.0) -> float:
+        """Return the MACs at a rank, when such shares of the ``inputs`` and of the output channels are left."""
+        first = self.reads * inputs
+        return rank * (first * reads + self.spare_macs + (self.macs - first - self.spare_macs) * writes)
 
 
 def partings(unit: Unit, shapes: Shapes) -> dict[str, Parting]:
@@ -70,7 +83,8 @@ def partings(unit: Unit, shapes: Shapes) -> dict[str, Parting]:
     if not unit.slides:
         both = inputs + outputs
         whole = inputs * outputs * outside
-        return {OUTPUT: Parting(OUTPUT, inputs, outputs, both * outside, both, outside, whole)}
+        full = min(inputs, outputs)
+        return {OUTPUT: Parting(OUTPUT, inputs, outputs, both * outside, both, outside, whole, full)}
     transposed = unit.node.op_type == "ConvTranspose"
     middle = taps * (inside if transposed else outside)
     whole = inputs * outputs * middle
@@ -78,11 +92,17 @@ def partings(unit: Unit, shapes: Shapes) -> dict[str, Parting]:
     def parting(kind: str, first: int, second: int, reads: int, writes: int) -> Parting:
         """A pair whose nodes have so many taps, and so many MACs per rank and input or output channel."""
         high, low = inputs * first, outputs * second
-        return Parting(kind, high, low, inputs * reads + outputs * writes, high + low, reads, whole)
+        return Parting(kind, high, low, inputs * reads + outputs * writes, high + low, reads, whole, min(high, low))
 
     found = [parting(OUTPUT, taps, 1, middle, outside), parting(INPUT, 1, taps, inside, middle)]
     if taps == 1:
         found = found[:1]
+    elif not transposed:
+        spare = taps * outside
+        each, params = inputs * inside + spare + outputs * outside, inputs + taps + outputs
+        full = inputs * min(taps, outputs)  # every channel's own kernels
+        wide = taps * outputs
+        found.append(Parting(POLYADIC, inputs, wide, each, params, inside, whole, full, spare, taps))
     if len(kernel) == 2 and min(kernel) > 1 and not transposed:
         # The first node runs over one axis and leaves the other as it is.
         batch, (high, wide), (low, narrow) = int(given[0] or 1), _grid(given), _grid(out)

@@ -25,11 +25,11 @@ def seen(bench: Any, proto: Any, name: str) -> tuple[Link, Any, dict[str, Partin
 
 
 def test_ranks_are_those_that_save() -> None:
-    way = Parting(OUTPUT, 18, 10, macs=280, params=28, reads=18, whole=1800)
+    way = Parting(OUTPUT, 18, 10, macs=280, params=28, reads=18, whole=1800, full=10)
     assert ranks(way, way.whole) == [1, 2, 3, 4, 5, 6]
     assert ranks(way, way.whole, by="params") == [1, 2, 3, 4, 5, 6]
-    assert ranks(Parting(OUTPUT, 2, 1, 30, 3, 1, 20), 20) == []
-    assert ranks(Parting(OUTPUT, 3, 2, 1, 1, 1, 100), 100) == [1]  # below full rank
+    assert ranks(Parting(OUTPUT, 2, 1, 30, 3, 1, 20, 1), 20) == []
+    assert ranks(Parting(OUTPUT, 3, 2, 1, 1, 1, 100, 2), 100) == [1]  # below full rank
 
 
 @pytest.mark.parametrize("kinds", [KINDS, (OUTPUT,), (SPATIAL, OUTPUT)])

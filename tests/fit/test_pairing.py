@@ -18,7 +18,7 @@ from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.survey import RankCurve
 from onnxprune.graph.cleanup import prepare
 from onnxprune.graph.cost import example_shapes, measure
-from onnxprune.graph.factorise import KINDS, OUTPUT, SPATIAL, Pair
+from onnxprune.graph.factorise import KINDS, OUTPUT, POLYADIC, SPATIAL, Pair
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.shapes import concrete_shapes
 
@@ -63,11 +63,12 @@ def figure(model: ir.Model, inputs: Any, currency: str) -> float:
 
 @pytest.mark.parametrize("network", ["residual", "mlp", "separable", "transformer", "unet"])
 def test_the_bill_is_what_the_model_costs(networks: Any, bench: Any, network: str) -> None:
-    for kinds in ((OUTPUT,), KINDS[1:]):
+    for kinds in ((OUTPUT,), KINDS[1:], (POLYADIC,)):
         pairer = pairer_for(bench, networks[network](), kinds=kinds)
         for currency in CURRENCIES:
             bill, curves = bill_of(pairer, currency)
             assert curves or kinds != (OUTPUT,)
+            assert pairer.families()[0] == pairing.ALL
             for seed in range(5):
                 choice = drawn(pairer, curves, seed)
                 found = Pairer.choice(choice, curves)
@@ -89,8 +90,27 @@ def test_a_refitted_model_costs_what_the_bill_says(networks: Any, bench: Any, ru
             assert bill(choice) == measure(cut.model, pairer.context.inputs).macs
             names = {str(node.name) for node in cut.model.graph}
             assert all({f"{name}/enc", f"{name}/dec"} <= names and name not in names for name in found.pairs)
+            assert all((f"{n}/mid" in names) == (pair.kind == POLYADIC) for n, pair in found.pairs.items())
             x = next(pairer.context.examples.batches(3)).arrays  # type: ignore[union-attr]
             assert all(np.isfinite(array).all() for array in run_model(result, x).values())
+
+
+@pytest.mark.parametrize("network", ["residual", "unet"])
+def test_products_beside_narrower_spaces_compute_what_the_layers_do(
+    networks: Any, bench: Any, run_model: Any, network: str
+) -> None:
+    pairer = pairer_for(bench, networks[network](), kinds=(POLYADIC,), rounds=0)
+    widths = {space.name: max(1, space.width // 2) for space in pairer.chosen}
+    plain = pairer.cut(widths)
+    # At a rank at which nothing is lost.
+    pairs = {name: Pair(POLYADIC, ways[POLYADIC].full) for name, (_, ways) in pairer.units.items()}
+    cut = pairer.cut(widths, plain.kept, pairs)
+    x = next(pairer.context.examples.batches(5)).arrays  # type: ignore[union-attr]
+    want, got = run_model(plain.model, x), run_model(cut.model, x)
+    for name, array in want.items():
+        assert np.abs(got[name] - array).max() <= 1e-3 * np.abs(array).max()
+    names = {str(node.name) for node in cut.model.graph}
+    assert pairs and all(f"{name}/mid" in names for name in pairs)
 
 
 def test_costs_depend_on_what_the_conflicts_name(networks: Any, bench: Any) -> None:

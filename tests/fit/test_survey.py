@@ -90,10 +90,9 @@ def test_what_costs_too_much_is_measured_with_its_readers_alone(
 
 def test_a_loss_passes_through_what_was_measured() -> None:
     error = np.array([8.0, 4.0, 2.0, 1.0, 0.0])
-    measured = [probing.Measured(1, 0.4, 0.0), probing.Measured(3, 0.2, 0.0)]
-    loss = _scaled(error, measured, 4)
+    loss = _scaled(error, [4.0, 1.0], [0.4, 0.2])
     np.testing.assert_allclose(loss[[1, 3]], [0.4, 0.2], rtol=1e-9)
     assert (np.diff(loss) <= 0).all() and loss[-1] == 0.0
-    np.testing.assert_array_equal(_scaled(error, (), 4), error)
-    flat = _scaled(np.zeros(5), measured, 4)
+    np.testing.assert_array_equal(_scaled(error, (), ()), error)
+    flat = _scaled(np.zeros(5), [4.0, 1.0], [0.4, 0.2])
     assert np.isfinite(flat).all()

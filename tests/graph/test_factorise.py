@@ -11,14 +11,29 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxprune.graph import factorise
+from onnxprune.fit.polyadic import decompose
+from onnxprune.graph import factorise, polyadic
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.cost import example_shapes, measure
-from onnxprune.graph.factorise import INPUT, KINDS, OUTPUT, SPATIAL, TURNED, Pair, Parting, factors, partings, split
+from onnxprune.graph.factorise import (
+    INPUT,
+    KINDS,
+    OUTPUT,
+    POLYADIC,
+    SPATIAL,
+    TURNED,
+    Pair,
+    Parting,
+    factors,
+    kernel_of,
+    partings,
+    split,
+)
 from onnxprune.graph.linear import Unit, linear_units
 from onnxprune.graph.shapes import concrete_shapes
 
 Shape = Sequence[int]
+ALL = {*KINDS, POLYADIC}
 
 
 def sliding(
@@ -77,8 +92,14 @@ def check(
     for kind, rank in itertools.product(kinds, (None, 1)):
         work, unit, ways = opened(proto)
         way = ways[kind]
-        enc, dec = split(work, unit, Pair(kind, rank or way.full))
-        assert (enc.name, dec.name) == ("node/enc", "node/dec")
+        if kind == POLYADIC:
+            taps = int(np.prod(kernel_of(unit)))
+            found = decompose(unit.matrix()[0], None, taps, rank or way.full, effort=0.02)
+            made = polyadic.split(work, unit, found)
+            assert [node.name for node in made] == ["node/enc", "node/mid", "node/dec"]
+        else:
+            enc, dec = split(work, unit, Pair(kind, rank or way.full))
+            assert (enc.name, dec.name) == ("node/enc", "node/dec")
         result = ir.serde.serialize_model(finish(work))
         onnx.checker.check_model(result, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
@@ -109,7 +130,7 @@ DILATIONS = [(1, 1), (2, 1)]
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
 def test_convolutions(net: Any, run_model: Any, feeds: Any, op: str, strides: Any, pads: Any, dilations: Any) -> None:
     proto = sliding(net, op, strides=strides, pads=pads, dilations=dilations)
-    assert check(proto, run_model, feeds) == (set(KINDS) if op == "Conv" else {OUTPUT, INPUT})
+    assert check(proto, run_model, feeds) == (ALL if op == "Conv" else {OUTPUT, INPUT})
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 2)])
@@ -125,14 +146,14 @@ def test_convolutions_that_pad_by_rule(
     ("options", "kinds"),
     [
         ({"kernel": (1, 1)}, {OUTPUT}),
-        ({"kernel": (1, 3)}, {OUTPUT, INPUT}),
-        ({"kernel": (2, 3)}, set(KINDS)),
-        ({"kernel": (3,), "grid": (9,)}, {OUTPUT, INPUT}),
-        ({"kernel": (2, 3, 3), "grid": (4, 5, 6), "bias": False}, {OUTPUT, INPUT}),
-        ({"given": 1, "width": 2}, set(KINDS)),
-        ({"given": 12, "width": 2}, set(KINDS)),
-        ({"norm": True}, set(KINDS)),
-        ({"norm": True, "bias": False, "strides": (2, 2)}, set(KINDS)),
+        ({"kernel": (1, 3)}, {OUTPUT, INPUT, POLYADIC}),
+        ({"kernel": (2, 3)}, ALL),
+        ({"kernel": (3,), "grid": (9,)}, {OUTPUT, INPUT, POLYADIC}),
+        ({"kernel": (2, 3, 3), "grid": (4, 5, 6), "bias": False}, {OUTPUT, INPUT, POLYADIC}),
+        ({"given": 1, "width": 2}, ALL),
+        ({"given": 12, "width": 2}, ALL),
+        ({"norm": True}, ALL),
+        ({"norm": True, "bias": False, "strides": (2, 2)}, ALL),
         ({"op": "ConvTranspose", "kernel": (1, 1)}, {OUTPUT}),
         ({"op": "ConvTranspose", "kernel": (1, 1), "strides": (2, 2)}, {OUTPUT}),
         ({"op": "ConvTranspose", "strides": (2, 2), "output_padding": [1, 1], "pads": [1] * 4}, {OUTPUT, INPUT}),
@@ -186,7 +207,7 @@ def test_groups_and_unknown_shapes_are_not_parted(net: Any) -> None:
     work = prepare(ir.serde.deserialize_model(n.model({"x": ["N", 2, "H", "W"]}, out)))
     shapes = concrete_shapes(work, {"x": [1, 2, 5, 5]})
     (unit,) = linear_units(work, shapes)
-    assert set(partings(unit, shapes)) == set(KINDS)
+    assert set(partings(unit, shapes)) == ALL
     del shapes[str(unit.node.outputs[0].name)]
     assert partings(unit, shapes) == {}
 
@@ -210,7 +231,7 @@ def test_an_old_graph_whose_weights_are_inputs(net: Any, run_model: Any, feeds: 
 def test_a_matrix_unfolds_and_folds_back(net: Any, op: str, kinds: tuple[str, ...]) -> None:
     proto = sliding(net, op, kernel=(2, 3)) if op.startswith("Conv") else multiplied(net, op)
     _, unit, ways = opened(proto)
-    assert set(ways) == set(kinds)
+    assert set(ways) - {POLYADIC} == set(kinds)
     for kind in kinds:
         matrix = unit.matrix()[0]
         unfolded = factorise.unfold(matrix, kind, factorise.kernel_of(unit))

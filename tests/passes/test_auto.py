@@ -91,6 +91,7 @@ def test_what_is_obviously_right_is_taken(
         ("id", set(), True),
         ("pca", {"output"}, False),
         ("lrank", {"output", "spatial", "turned", "input"}, False),
+        ("cp", {"cp"}, False),
         ("id;pca", {"output"}, True),
         (" lrank ; id ", {"output", "spatial", "turned", "input"}, True),
     ],
@@ -140,11 +141,11 @@ def test_it_does_no_worse_than_one_family_alone(net: Any, apply: Any, images: An
     for seed in range(2):
         proto, data = small(net, seed=seed), images(120, 3, 8, 8, seed=seed)
         want = run_model(proto, data)["head_out"]
-        for methods in ("id", "pca", "id;pca;lrank"):
+        for methods in ("id", "pca", "cp", "id;pca;lrank;cp"):
             result, _ = apply(proto, [Auto(flops=0.6, methods=methods)], data)
             error = np.square(run_model(result, data)["head_out"] - want).sum() / np.square(want - want.mean(0)).sum()
             left[methods] = left.get(methods, 0.0) + float(error)
-    assert left["id;pca;lrank"] <= 1.05 * min(left.values())
+    assert left["id;pca;lrank;cp"] <= 1.05 * min(left.values())
 
 
 def test_latency_is_measured(net: Any, apply: Any, images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def test_latency_is_measured(net: Any, apply: Any, images: Any, monkeypatch: pyt
     seen: list[float] = []
 
     def ratio(context: Context, model: ir.Model) -> float:
-        seen.append(macs(model) / whole + 0.02 * (len(list(model.graph)) - 12))
+        seen.append(macs(model) / whole + 0.02 * (len(list(model.graph)) - 8))
         return seen[-1]
 
     monkeypatch.setattr(speed, "ratio", ratio)
@@ -164,11 +165,28 @@ def test_latency_is_measured(net: Any, apply: Any, images: Any, monkeypatch: pyt
     assert step.result.reached["latency"][1] > 0.01  # the fastest there is, and said so
 
 
+@pytest.mark.parametrize(("each", "family"), [(0.0, "cp"), (0.06, "none")])
+def test_under_a_latency_fewer_nodes_can_be_better(
+    each: float, family: str, net: Any, apply: Any, images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = small(net)
+    whole, nodes = macs(proto), len(list(ir.serde.deserialize_model(proto).graph))
+
+    def ratio(context: Context, model: ir.Model) -> float:
+        return macs(model) / whole + each * max(0, len(list(model.graph)) - nodes)
+
+    monkeypatch.setattr(speed, "ratio", ratio)
+    _, step = apply(proto, "auto(latency=0.7,rectify=0)", images(40, 3, 8, 8))
+    kinds = {row["kind"] for row in step.result.numbers["pairs"]}
+    assert step.result.reached["latency"][1] <= 0.7
+    assert "cp" in kinds if family == "cp" else not kinds
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"flops": 0.5, "bytes": 0.5}, "auto: flops and bytes are both given; one size decides, give one of them"),
-        ({"methods": "id;svd"}, "auto: methods=id;svd is not accepted; give some of id, pca, lrank, parted by ;"),
+        ({"methods": "id;svd"}, "auto: methods=id;svd is not accepted; give some of id, pca, lrank, cp, parted by ;"),
         ({"methods": ";"}, "auto: methods=; is not accepted"),
         ({"align": "some"}, "auto: align=some is not accepted"),
         ({"flops": 0.0}, "flops"),

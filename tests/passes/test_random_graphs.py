@@ -63,6 +63,7 @@ def test_redundant_channels_are_free(
         "ispasp(keep=0.6,fold=true),ispasp(keep=0.7,prefix=true,importance=energy),ispasp(flops=0.5)",
         "pca(flops=0.7,reconstruct=none)",
         "lrank(flops=0.7,reconstruct=none)",
+        "cp(flops=0.7,reconstruct=none)",
         "auto(flops=0.7)",
     ],
 )

@@ -48,6 +48,7 @@ def _without_biases() -> onnx.ModelProto:
         "pca",
         "pca(reconstruct=none)",
         "lrank",
+        "cp",
         "auto",
     ],
 )
