@@ -126,6 +126,7 @@ def paired(
     *,
     shiftable: bool,
     start: Factors | None = None,
+    effort: float = 1.0,
 ) -> Solution:
     """Return a solution of one group as a pair of nodes can compute it; its constant makes up for the mean.
 
@@ -146,9 +147,8 @@ def paired(
         assert metric.gram is not None
         own = metric.gram[np.ix_(mask, mask)]
         if pair.kind == POLYADIC:
-            effort = 1.0 if start is None else _AGAIN
-            taps = int(np.prod(kernel))
-            products = decompose(matrix[mask], own, taps, pair.rank, start=start, effort=effort)
+            effort *= 1.0 if start is None else _AGAIN
+            products = decompose(matrix[mask], own, int(np.prod(kernel)), pair.rank, start=start, effort=effort)
             near[mask] = products.matrix()
         else:
             near[mask] = project(matrix[mask], Metric(own, None), pair, kernel)

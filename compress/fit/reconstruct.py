@@ -53,7 +53,8 @@ class Fit:
 
     ``ridge`` is relative to the mean diagonal of each Gram matrix; ``rows`` bounds the rows of one problem;
     ``select`` chooses channels by what the readers' ``output`` loses or by the ``pivots`` of the activations;
-    ``rounds`` more solutions aim at what a following ReLU lets through (asymmetric only).
+    ``rounds`` more solutions aim at what a following ReLU lets through (asymmetric only). ``effort`` is what a
+    descent to a sum of products may take, over what is usual.
     """
 
     asymmetric: bool = True
@@ -62,6 +63,7 @@ class Fit:
     rows: int = _ROWS
     select: str = "output"
     rounds: int = 3
+    effort: float = 1.0
 
 
 class _Feeds(Mapping[str, np.ndarray]):
@@ -334,10 +336,12 @@ class Reconstruction:
                 axes[name] = grown[0]
         return axes
 
-    def solve(self, link: Link, sums: Sums, keep: np.ndarray, pair: Pair | None = None) -> dict[str, Any]:
+    def solve(
+        self, link: Link, sums: Sums, keep: np.ndarray, pair: Pair | None = None, *, effort: float | None = None
+    ) -> dict[str, Any]:
         """Refit one linear node for the channels that stay, in place, and return its row of the report.
 
-        With a ``pair`` the weights are such that two nodes can stand for this one.
+        With a ``pair`` the weights are such that two nodes can stand for this one; ``effort`` as in :class:`Fit`.
         """
         unit = link.unit
         mask = link.keeps(keep)
@@ -354,7 +358,10 @@ class Reconstruction:
             )  # fmt: skip
             if pair is None:
                 return best
-            near = paired(best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable, start=begun)
+            near = paired(
+                best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable, start=begun,
+                effort=self.fit.effort if effort is None else effort,
+            )  # fmt: skip
             begun = near.factors
             return near
 
