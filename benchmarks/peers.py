@@ -35,7 +35,7 @@ from onnxprune.report.figures import interval, percent
 from onnxprune.report.report import Report
 
 SHAPE = (3, 32, 32)
-RECIPES = ("filters", "ispasp(importance=energy,reconstruct=asymmetric)", "id", "pca", "lrank", "auto")
+RECIPES = ("filters", "ispasp(importance=energy,reconstruct=asymmetric)", "id", "pca", "lrank", "cp", "auto")
 DISTILLED = ("id,distill(epochs=40,batch_size=100)", "auto,distill(epochs=40,batch_size=100)")
 PEERS = (
     "torch-pruning, L2",

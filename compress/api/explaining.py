@@ -37,10 +37,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Part:
-    """A linear node that was parted in two of this rank; ``rank`` is None where the weight does not tell."""
+    """A linear node that was parted in two (or ``layers``) of this rank; None where the weight does not tell."""
 
     node: str
     rank: int | None
+    layers: int = 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def _pairs(model: ir.Model) -> list[Part]:
         if stem != name and f"{stem}/dec" in nodes:
             shape = node.outputs[0].shape
             rank = shape[1 if node.op_type == "Conv" else -1] if shape is not None and len(shape) > 1 else None
-            found.append(Part(stem, rank if isinstance(rank, int) else _rank(node)))
+            layers = 3 if f"{stem}/mid" in nodes else 2
+            found.append(Part(stem, rank if isinstance(rank, int) else _rank(node), layers))
     return found
 
 

@@ -56,7 +56,7 @@ def _plain(found: Explanation) -> dict[str, Any]:
         ],
         "sparse": {"params": found.params, "nonzero": found.nonzero, "share": found.sparse_share},
         "layers": [{"node": name, "params": params, "nonzero": nonzero} for name, params, nonzero in found.layers],
-        "pairs": [{"node": each.node, "rank": each.rank} for each in found.pairs],
+        "pairs": [{"node": each.node, "rank": each.rank, "layers": each.layers} for each in found.pairs],
         "quantised": dict(found.quantised),
     }
 
@@ -86,8 +86,10 @@ def _lines(found: Explanation, *, indices: bool) -> list[str]:
         if indices:
             lines.append(f"    {' '.join(map(str, each.indices))}")
     if found.pairs:
-        lines.append("pairs of layers:")
-    lines += [f"  {each.node}: rank {'unknown' if each.rank is None else each.rank}" for each in found.pairs]
+        lines.append("smaller layers in place of one:")
+    for each in found.pairs:
+        many = "" if each.layers == 2 else f", {each.layers} layers"
+        lines.append(f"  {each.node}: rank {'unknown' if each.rank is None else each.rank}{many}")
     if found.quantised:
         lines.append("8-bit: " + ", ".join(f"{count:,} {kind}" for kind, count in found.quantised.items()))
     return lines

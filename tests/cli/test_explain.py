@@ -119,3 +119,10 @@ def test_metadata_of_another_hand(cli, cut: Path, conv_net_path: Path) -> None:
     assert " of at least " in cli("explain", early).stdout
     assert cli("explain", edited(cut, widths='{"conv1": "all"}')).exit_code == 3
     assert cli("explain", edited(cut, kept='{"conv1": "all"}')).exit_code == 3
+
+
+def test_three_layers_in_place_of_one(cli, conv_net_path: Path, examples_path: Path, tmp_path: Path) -> None:
+    out = made(cli, "cp(flops=0.8,rectify=0)", conv_net_path, tmp_path / "cp.onnx", examples_path)
+    found = explain(out)
+    assert found.pairs and all(each.layers == 3 for each in found.pairs)
+    assert f"  {found.pairs[0].node}: rank {found.pairs[0].rank}, 3 layers\n" in cli("explain", out).stdout
