@@ -1,4 +1,4 @@
-"""Random shifts, flips and small affine maps of training images, drawn from an explicit generator."""
+"""Random shifts, flips, small affine maps and mixtures of training images, drawn from an explicit generator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ __all__ = ["augmented"]
 TURN = 0.17  # radians, about 10 degrees
 STRETCH = 0.1
 SHEAR = 0.15
+# Ends the names of kinds that mix images.
+MIXED = "+mixup"
 
 
 def augmented(images: Tensor, kind: str, generator: torch.Generator, joint: tuple[int, slice] | None = None) -> Tensor:
@@ -20,17 +22,22 @@ def augmented(images: Tensor, kind: str, generator: torch.Generator, joint: tupl
     ``shift`` moves every image by up to a fourteenth of its height each way (2 of 28 or 32 pixels);
     ``shift+flip`` also mirrors half of them left to right; ``crop`` and ``crop+flip`` move by up to an eighth with
     zeros around (4 of 32 pixels, as He et al. 2016); ``affine`` shifts, turns, stretches and slants them a little.
+    ``+mixup`` then adds up every image and another one, in shares drawn evenly (Zhang, Cisse, Dauphin, Lopez-Paz,
+    2018; for distillation as in Beyer et al., 2022): more images than there are, labelled by the teacher alone.
 
     Args:
         images: The batch, on any device.
         kind: One of ``options.AUGMENTATIONS`` except ``auto``.
         generator: A CPU generator; it alone decides the draw.
         joint: Size of the batch these images are a share of, and which places of it; the draw is for all of it, so
-            that several processes together do what one does.
+            that several processes together do what one does (mixtures are of images of the same share).
     """
     count, places = joint or (len(images), slice(None))
     if kind == "none":
         return images
+    if kind.endswith(MIXED):
+        moved = augmented(images, kind.removesuffix(MIXED), generator, joint)
+        return _mixed(moved, generator, count, places)
     if kind == "affine":
         return _affine(images, generator, count, places)
     crop = kind.startswith("crop")
@@ -50,6 +57,13 @@ def _shifted(images: Tensor, reach: int, offsets: Tensor, border: str) -> Tensor
     padded = functional.pad(images, (reach, reach, reach, reach), mode=border).permute(0, 2, 3, 1)
     which = torch.arange(count, device=images.device)[:, None, None]
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _mixed(images: Tensor, generator: torch.Generator, count: int, places: slice) -> Tensor:
+    share = torch.rand(count, generator=generator)[places].to(images.device, images.dtype)[:, None, None, None]
+    # Every image's partner stands as far behind it, so that none is mixed with itself alone.
+    step = int(torch.randint(1, max(2, len(images)), (1,), generator=generator))
+    return share * images + (1 - share) * images.roll(step, 0)
 
 
 def _affine(images: Tensor, generator: torch.Generator, count: int, places: slice) -> Tensor:

@@ -35,7 +35,9 @@ class Distill:
     temperature: float = option(1.0, float, "class scores are divided by it", low=0.0, above=True)
     augment: str = option(
         "auto", str, "changed copies of images: auto is shift+flip in colour, affine in grey, none elsewhere",
-        choices=("auto", "none", "shift", "shift+flip", "crop", "crop+flip", "affine"),
+        choices=(
+            "auto", "none", "shift", "shift+flip", "crop", "crop+flip", "affine", "shift+flip+mixup", "crop+flip+mixup",
+        ),
     )  # fmt: skip
     trainable: str | None = option(None, str, "train only these initialisers: names, globs, re:..., parted by ;")
     device: str = option("auto", str, "auto, cpu, cuda or cuda:N")

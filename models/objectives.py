@@ -22,6 +22,10 @@ class Objective(Protocol):
     def partial(self) -> bool:
         """Return whether some weights get no gradient, which several processes have to know."""
 
+    @property
+    def taught(self) -> bool:
+        """Return whether answers are those of a teacher to the very inputs, mixtures of images included."""
+
     def read(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return a batch's inputs in the network's order, and its answers where there are any."""
 
@@ -45,6 +49,11 @@ class Supervised:
     regression: bool = False
     label_smoothing: float = 0.0
     partial: bool = False
+
+    @property
+    def taught(self) -> bool:
+        """Return that answers are labels."""
+        return False
 
     def read(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the images, and their labels [n] or targets [n, k]."""

@@ -23,7 +23,9 @@ __all__ = [
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "step", "multistep", "none")
-AUGMENTATIONS = ("auto", "none", "shift", "shift+flip", "crop", "crop+flip", "affine")
+AUGMENTATIONS = (
+    "auto", "none", "shift", "shift+flip", "crop", "crop+flip", "affine", "shift+flip+mixup", "crop+flip+mixup",
+)  # fmt: skip
 # In the order of the numbers that the paper's scripts take for --reg.
 REGULARIZERS = ("none", "l1", "hoyer", "hs", "transformed-l1")
 GROUP_REGULARIZERS = ("none", "group-lasso", "group-hs")
@@ -58,7 +60,8 @@ class TrainOptions:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         augment: ``auto`` (``shift+flip`` for colour images, ``affine`` for grey ones: better than ``shift`` or
             ``none`` for lenet300 and as good for lenet5 over four folds of digits:train), ``none``, ``shift``,
-            ``shift+flip``, ``crop``, ``crop+flip`` (zeros around, as torchvision's RandomCrop) or ``affine``.
+            ``shift+flip``, ``crop``, ``crop+flip`` (zeros around, as torchvision's RandomCrop) or ``affine``;
+            ``shift+flip+mixup`` and ``crop+flip+mixup`` for learning from a teacher, who says what a mixture is.
         workers: Threads that read and decode batches ahead; 0 reads in the loop.
 
     Raises:

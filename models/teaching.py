@@ -121,6 +121,11 @@ class Teaching:
             )
         self.partial = self._leaves_out(student, batch)
 
+    @property
+    def taught(self) -> bool:
+        """Return whether the teacher alone says what is right."""
+        return self.lesson.loss == "distill"
+
     def _leaves_out(self, student: Student, batch: Batch) -> bool:
         """Return whether some weights get no gradient from the loss."""
         inputs, answers = self.read(batch)

@@ -19,6 +19,7 @@ from torch import nn
 from onnxprune.data import Examples
 from onnxprune.errors import OptionError
 from onnxprune.models import distributed
+from onnxprune.models.augment import MIXED
 from onnxprune.models.loop import Epoch, Hooks, Loop, Progress, Step
 from onnxprune.models.objectives import Objective, Supervised
 from onnxprune.models.optim import optimizer_for
@@ -145,6 +146,8 @@ def fit(
     kind = options.augment
     if kind == "auto":
         kind = "none" if data.preprocess is None and len(data.shape) != 3 else "shift+flip" if data.colour else "affine"
+    if kind.endswith(MIXED) and not task.taught:
+        raise OptionError(f"augment {kind!r}: labels do not say what a mixture is; it is for learning from a teacher")
     if kind != "none" and len(data.shape) != 3:
         raise OptionError(f"augment {kind!r} is for images; these inputs have shape {data.shape}")
     with seeded(options.seed, device), _deterministic():

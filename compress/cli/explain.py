@@ -87,9 +87,9 @@ def _lines(found: Explanation, *, indices: bool) -> list[str]:
             lines.append(f"    {' '.join(map(str, each.indices))}")
     if found.pairs:
         lines.append("smaller layers in place of one:")
-    for each in found.pairs:
-        many = "" if each.layers == 2 else f", {each.layers} layers"
-        lines.append(f"  {each.node}: rank {'unknown' if each.rank is None else each.rank}{many}")
+    for part in found.pairs:
+        many = "" if part.layers == 2 else f", {part.layers} layers"
+        lines.append(f"  {part.node}: rank {'unknown' if part.rank is None else part.rank}{many}")
     if found.quantised:
         lines.append("8-bit: " + ", ".join(f"{count:,} {kind}" for kind, count in found.quantised.items()))
     return lines

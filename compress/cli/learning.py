@@ -77,7 +77,8 @@ def learning_options(function: Function) -> Function:
         click.option("--decay", type=float, help="factor of --reg  [default: 0]"),
         click.option(
             "--augment",
-            help="auto, none, shift, shift+flip, crop, crop+flip or affine  "
+            help="auto, none, shift, shift+flip, crop, crop+flip, affine; with a teacher also shift+flip+mixup and "
+            "crop+flip+mixup  "
             "[default: auto: affine on grey images, shift+flip on colour]",
         ),
         click.option(

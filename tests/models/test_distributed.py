@@ -153,6 +153,18 @@ def test_shares_of_augmented_batches_are_those_of_one_process() -> None:
             torch.testing.assert_close(own, whole[places])
 
 
+def test_mixtures_are_of_two_images() -> None:
+    images = torch.eye(9).reshape(9, 1, 3, 3).repeat(1, 3, 1, 1) + 1
+    mixed = augmented(images, "none+mixup", torch.Generator().manual_seed(3))
+    shares = mixed[:, 0].reshape(9, 9) - 1
+    assert ((shares > 1e-6).sum(dim=1) == 2).all()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(9))
+    again = augmented(images, "none+mixup", torch.Generator().manual_seed(3))
+    torch.testing.assert_close(mixed, again, rtol=0, atol=0)
+    one = augmented(images[:1], "shift+flip+mixup", torch.Generator().manual_seed(3))
+    assert one.shape == images[:1].shape and torch.isfinite(one).all()
+
+
 def test_crop_puts_zeros_around() -> None:
     moved = augmented(torch.ones(64, 1, 32, 32), "crop", torch.Generator().manual_seed(0))
     assert (moved[:, :, 4:-4, 4:-4] == 1).all()

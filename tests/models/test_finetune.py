@@ -105,6 +105,11 @@ def test_what_becomes_no_better_stays_as_it_was(original: ir.Model, data: Traini
         np.testing.assert_array_equal(array, arrays(original)[name])
 
 
+def test_mixtures_teach_too(original: ir.Model, pruned: ir.Model, data: TrainingData) -> None:
+    tuned = finetune(pruned, original, data, replace(SHORT, augment="shift+flip+mixup"))
+    assert tuned.better and tuned.after.loss < tuned.before.loss
+
+
 def test_labels_without_a_teacher(original: ir.Model, pruned: ir.Model, data: TrainingData) -> None:
     def labelled(examples: Examples) -> Examples:
         batch = next(examples.batches(examples.count))
@@ -112,6 +117,8 @@ def test_labels_without_a_teacher(original: ir.Model, pruned: ir.Model, data: Tr
             return replace(examples, labels=next(iter(session.run(batch.arrays).values())).argmax(1))
 
     parts = [labelled(part) for part in (data.train, data.validation, data.test)]
+    with pytest.raises(OptionError, match="labels do not say what a mixture is"):
+        finetune(pruned, None, divided(parts), replace(SHORT, augment="shift+flip+mixup"), Lesson("labels"))
     tuned = finetune(pruned, None, divided(parts), SHORT, Lesson("labels"))
     assert tuned.before.agreement is None
     assert tuned.better
