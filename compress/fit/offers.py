@@ -42,7 +42,7 @@ def ranks(parting: Parting, macs: int, *, by: str = "macs") -> list[int]:
     each = parting.macs if by == "macs" else parting.params
     whole = macs if by == "macs" else parting.height * parting.width
     highest = min(parting.full - 1, math.ceil(_WORTH * whole / max(1, each)) - 1)
-    return list(range(1, highest + 1))
+    return [rank for rank in range(1, highest + 1) if parting.floor(rank) == rank]
 
 
 def offers(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> tuple[list[Option], np.ndarray]:

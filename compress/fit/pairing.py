@@ -189,11 +189,11 @@ class _Bill:
             return float(fall) / max(1, curve.options[place + 1].cost(by) - curve.options[place].cost(by))
 
         for name in sorted(pairs, key=lambda name: (-worth(name), name)):
-            pair, now = pairs[name], changes[name]
+            pair, now, way = pairs[name], changes[name], self.units[name][1][pairs[name].kind]
             each = self._change(name, Pair(pair.kind, pair.rank + 1), choice.widths) - now
             # Fewer than full rank, and cheaper than the node as it is.
-            most = min(self.units[name][1][pair.kind].full - 1 - pair.rank, math.ceil(-now / each) - 1)
-            more = min(most, math.floor(left / each + 1e-9))
+            most = min(way.full - 1 - pair.rank, math.ceil(-now / each) - 1)
+            more = way.floor(pair.rank + min(most, math.floor(left / each + 1e-9))) - pair.rank
             if more > 0:
                 pairs[name] = Pair(pair.kind, pair.rank + more)
                 left -= more * each

@@ -158,4 +158,4 @@ def ranked(
         spectra[name] = Spectrum(*score(name, unit, way.kind), each, whole)
     room = budget.limit - (budget.cost({}) - sum(one.whole for one in spectra.values()))
     ranks = ranks_within(spectra, room)
-    return {name: Pair(kinds[name].kind, rank) for name, rank in ranks.items() if rank is not None}
+    return {name: Pair(kinds[name].kind, kinds[name].floor(rank)) for name, rank in ranks.items() if rank is not None}

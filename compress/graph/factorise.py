@@ -20,6 +20,10 @@ OUTPUT, SPATIAL, TURNED, INPUT = "output", "spatial", "turned", "input"
 KINDS = (OUTPUT, SPATIAL, TURNED, INPUT)
 # Three nodes in place of one.
 POLYADIC = "cp"
+# ONNX Runtime runs channel-wise convolutions of other numbers of channels three times slower (no blocked layout).
+_STEP = 4
+# Ranks below so many steps may be any: a step is too much of them.
+_SMALL = 4
 # Entries of a matrix up to which its singular values are worked out as such.
 _LARGE = 1 << 22
 # The opset from which a Gemm may stand without a constant.
@@ -47,7 +51,8 @@ class Parting:
 
     ``height`` x ``width`` is the matrix whose rank counts; ``macs`` and ``params`` are per rank, of which the share
     of every input channel is ``reads`` (MACs), and of neither side's channels ``spare_macs`` and ``spare_params``;
-    ``whole`` are the MACs of the node as it is, ``full`` the rank at which nothing is lost.
+    ``whole`` are the MACs of the node as it is, ``full`` the rank at which nothing is lost; ranks that are not small
+    are multiples of ``step`` where they are chosen by cost.
     """
 
     kind: str
@@ -60,6 +65,11 @@ class Parting:
     full: int
     spare_macs: int = 0
     spare_params: int = 0
+    step: int = 1
+
+    def floor(self, rank: int) -> int:
+        """Return the highest rank up to this one that runs well."""
+        return rank if rank < _SMALL * self.step else rank // self.step * self.step
 
     def params_at(self, rank: int, reads: float = 1.0, writes: float = 1.0) -> float:
         """Return the parameters at a rank, when such shares of input and output channels are left."""
@@ -102,7 +112,7 @@ def partings(unit: Unit, shapes: Shapes) -> dict[str, Parting]:
         each, params = inputs * inside + spare + outputs * outside, inputs + taps + outputs
         full = inputs * min(taps, outputs)  # every channel's own kernels
         wide = taps * outputs
-        found.append(Parting(POLYADIC, inputs, wide, each, params, inside, whole, full, spare, taps))
+        found.append(Parting(POLYADIC, inputs, wide, each, params, inside, whole, full, spare, taps, _STEP))
     if len(kernel) == 2 and min(kernel) > 1 and not transposed:
         # The first node runs over one axis and leaves the other as it is.
         batch, (high, wide), (low, narrow) = int(given[0] or 1), _grid(given), _grid(out)

@@ -117,3 +117,13 @@ def test_offers_of_a_strided_kernel_are_ranked_in_the_currency_asked_for(network
         assert (np.diff(errors) < 0).all()
         orders[by] = [option.pair for option in found]
     assert orders["macs"] != orders["params"]
+
+
+def test_ranks_of_products_are_such_as_run_well(networks: Any, bench: Any) -> None:
+    way = Parting("cp", 64, 576, 137, 137, 64, 36864, 576, 9, 9, step=4)
+    assert ranks(way, way.whole) == [*range(1, 16), *range(16, 264, 4)]
+    assert [way.floor(rank) for rank in (1, 15, 16, 19, 20)] == [1, 15, 16, 16, 20]
+    link, sums, ways = seen(bench, networks["residual"](), "a2")
+    found, errors = offers(link, sums, {"cp": ways["cp"]})
+    assert len(found) > 2 and (np.diff(errors) < 0).all()
+    assert all(option.pair.kind == "cp" for option in found[:-1] if option.pair)
