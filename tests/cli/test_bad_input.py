@@ -278,8 +278,10 @@ def test_interruption_leaves_nothing(paths, tmp_path: Path, sent: signal.Signals
         env={**os.environ, "TMPDIR": str(scratch)},
         stderr=subprocess.PIPE,
         text=True,
+        # What runs the tests may ignore interrupts (a shell does for what it starts with &), and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    for _ in range(600):
+    for _ in range(2400):
         if marker.exists() or process.poll() is not None:
             break
         time.sleep(0.05)
