@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.contract import Context, Observer, StepResult, Tap, check_options, option
 from onnxprune.errors import DataError
 from onnxprune.models import require_torch
+from onnxprune.models.options import AUGMENTATIONS
 
 if TYPE_CHECKING:
     from onnxprune.data import Examples
@@ -35,9 +36,7 @@ class Distill:
     temperature: float = option(1.0, float, "class scores are divided by it", low=0.0, above=True)
     augment: str = option(
         "auto", str, "changed copies of images: auto is shift+flip in colour, affine in grey, none elsewhere",
-        choices=(
-            "auto", "none", "shift", "shift+flip", "crop", "crop+flip", "affine", "shift+flip+mixup", "crop+flip+mixup",
-        ),
+        choices=AUGMENTATIONS,
     )  # fmt: skip
     trainable: str | None = option(None, str, "train only these initialisers: names, globs, re:..., parted by ;")
     device: str = option("auto", str, "auto, cpu, cuda or cuda:N")

@@ -21,6 +21,7 @@ from onnxprune.api.sources import Opened, Sources, open_run
 from onnxprune.budget import TARGETS, Target, parse_target
 from onnxprune.contract import Context, Pass, Searcher, StepResult
 from onnxprune.data import DataLike
+from onnxprune.data.split import Dropped
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.streaming import Recorded
 from onnxprune.graph import io
@@ -82,7 +83,10 @@ def sweep(
         points.append(Point.of(text, target, report, time.perf_counter() - start, path))
         reports.append(report)
     first, warnings = reports[0], tuple(dict.fromkeys(w for report in reports for w in report.warnings))
-    return Sweep(first.source, first.data, tuple(points), warnings, chosen.seed, first.providers, first.versions)
+    return Sweep(
+        first.source, first.data, tuple(points), warnings, chosen.seed, first.providers, first.versions,
+        Dropped.parse(chosen.drop_classes, opened.loaded.classes).labels(opened.loaded.classes),
+    )  # fmt: skip
 
 
 def _reported(shared: _Shared, items: Sequence[Pass], path: Path | None, *, force: bool) -> Report:

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from onnxprune.cli.outputs import open_outputs, write_outputs
-from onnxprune.cli.shared import gate_options, make_options, run_options, show_report, source_options, take_gates
+from onnxprune.cli.shared import (
+    drop_class_option,
+    gate_options,
+    make_options,
+    run_options,
+    show_report,
+    source_options,
+    take_gates,
+)
 
 _RECORDED = {
     "targets": "--target",
@@ -51,13 +59,7 @@ Exit status: 0 done, 1 a target or gate was not met, 2 usage, 3 unusable model o
     metavar="SIZE=F",
     help="a size for passes that name none, such as flops=0.5; it takes the place of the search",
 )
-@click.option(
-    "--drop-class",
-    "dropped",
-    multiple=True,
-    metavar="C",
-    help="leave a class (name or index) out of calibration, to see what that does to it",
-)
+@drop_class_option
 @gate_options
 @click.option("--force", is_flag=True, help="overwrite an existing --out")
 @click.option("--keep-failed", is_flag=True, help="write --out even when a target or gate was not met")

@@ -101,6 +101,17 @@ def source_options(function: Function) -> Function:
     )
 
 
+def drop_class_option(function: Function) -> Function:
+    """Add ``--drop-class``."""
+    return click.option(
+        "--drop-class",
+        "dropped",
+        multiple=True,
+        metavar="C",
+        help="leave a class (name or index) out of calibration, to see what that does to it (repeatable)",
+    )(function)
+
+
 def gate_options(function: Function) -> Function:
     """Add the gates, the reports and ``--json``."""
     share, ratio = click.FloatRange(0, 1), click.FloatRange(min=0, min_open=True)

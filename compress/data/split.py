@@ -203,6 +203,11 @@ class Dropped:
                 raise OptionError(f"class '{text}' is unknown: {known}; give a name or an index")
         return cls(tuple(found))
 
+    def labels(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """Return what reports call these classes: their names, or their indices where they have none."""
+        known = names or ()
+        return tuple(known[index] if index < len(known) else str(index) for index in self.classes)
+
     def without(self, examples: Examples, rows: Rows) -> Rows:
         """Return the rows whose label is none of these.
 

@@ -135,25 +135,15 @@ class Cutter:
         fixed = self._fixed(run, chosen, widths, parted) if kept is None else {s.name: kept[s.name] for s in chosen}
         outcome = run.run(chosen, widths, fixed, everything=self.drifted, pairs=parted)
         staying = outcome.kept
-        factors = {link.unit.name: self._narrowed(analysis, link.unit, outcome) for link in run.links}
+        factors = _narrowed(analysis, run, outcome)
         surgery.cut(analysis, staying)
         work = analysis.model
         record_kept(work, surgery.kept_outputs(analysis, staying))
-        part(work, parted, self._shapes(work), {name: one for name, one in factors.items() if one is not None})
+        part(work, parted, self._shapes(work), factors)
         finish(work)
         drop_zero_constants(work, self.added)
         rows = [{"space": s.name, "width": s.width, "kept": len(staying[s.name])} for s in chosen]
         return Cut(work, staying, rows, outcome.rows)
-
-    @staticmethod
-    def _narrowed(analysis: Analysis, unit: Unit, outcome: Outcome) -> Factors | None:
-        """Return a unit's products with the outputs alone that are kept."""
-        found = outcome.factors.get(unit.name)
-        labels = analysis.tracer.labels[unit.weight][unit.out_axis]
-        if found is None or labels is None:
-            return found
-        keep = analysis.keep_mask(outcome.kept)[analysis.channels_of(labels)]
-        return replace(found, last=found.last[:, keep])
 
     def shrunk(self, widths: Mapping[str, int], pairs: Mapping[str, Pair] | None = None) -> ir.Model:
         """Return a model with these widths and pairs and any weights, to measure its speed."""
@@ -186,6 +176,17 @@ class Cutter:
             return self.base, False
         source = teacher(find_links(self.analysis, self.shapes), self.shapes, self.context)
         return (self.base, False) if source is None else (source, True)
+
+
+def _narrowed(analysis: Analysis, run: Reconstruction, outcome: Outcome) -> dict[str, Factors]:
+    """Return the products of every node that has some, with the outputs alone that are kept."""
+    keep, found = analysis.keep_mask(outcome.kept), dict(outcome.factors)
+    for unit in (link.unit for link in run.links if link.unit.name in found):
+        labels = analysis.tracer.labels[unit.weight][unit.out_axis]
+        if labels is not None:
+            own = found[unit.name]
+            found[unit.name] = replace(own, last=own.last[:, keep[analysis.channels_of(labels)]])
+    return found
 
 
 def part(

@@ -129,9 +129,10 @@ def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ..
 
 def _errors_of_products(matrix: np.ndarray, metric: Metric, kernel: tuple[int, ...], offered: list[int]) -> np.ndarray:
     """Return errors whose logarithm is linear in the rank between ranks that are solved for, and nothing kept."""
-    floor = 1e-12 * error(matrix, np.zeros_like(matrix), metric) + 1e-300
     solved = sorted({offered[round(share * (len(offered) - 1))] for share in _PLACES})
-    points = [(0, error(matrix, np.zeros_like(matrix), metric))]
+    whole = error(matrix, np.zeros_like(matrix), metric)
+    floor = 1e-12 * whole + 1e-300
+    points = [(0, whole)]
     for rank in solved:
         found = decompose(matrix, metric.gram, math.prod(kernel), rank, effort=_EFFORT)
         points.append((rank, error(matrix, found.matrix(), metric)))

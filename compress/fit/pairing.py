@@ -12,7 +12,7 @@ from onnxprune.contract import Context
 from onnxprune.fit.cutting import Cutter, Treatable
 from onnxprune.fit.knapsack import allocate
 from onnxprune.fit.offers import Partings
-from onnxprune.fit.reconstruct import Fit
+from onnxprune.fit.reconstruct import Fit, Reconstruction
 from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.survey import RankCurve, Survey, survey
 from onnxprune.graph import constants
@@ -25,6 +25,8 @@ from onnxprune.graph.tally import Tally
 
 # What a choice may hold: narrower spaces, pairs of nodes, and three nodes in place of one.
 ALL, PAIRS, WIDTHS = "all", "pairs", "widths"
+# What a descent to a sum of products may take in a trial, over what the final one may.
+_TRIAL = 0.25
 # Nodes and spaces may have the same name.
 _NODE = "node "
 
@@ -98,7 +100,8 @@ class Pairer(Cutter):
         """The curves of all spaces and of all nodes that could be parted, in the currency of the last budget."""
         if self._by not in self._surveys:
             ways = {name: found for name, (_, found) in self.units.items()}
-            work = self._reconstruction(self.analysis, self.base)
+            fit = replace(self.fit, effort=_TRIAL)
+            work = Reconstruction(self.base, self.analysis, self.shapes, fit, self.context)
             self._surveys[self._by] = survey(work, self.chosen, self.context, parted=ways, by=self._by)
         return self._surveys[self._by]
 

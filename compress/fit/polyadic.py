@@ -53,19 +53,20 @@ def decompose(
     if not matrix.any():
         return Factors(np.zeros((len(matrix) // taps, rank)), np.zeros((taps, rank)), np.zeros((rank, matrix.shape[1])))
     target = _Target.of(matrix, gram, taps)
-    known = start is not None and start.rank == rank
-    present = start if known and start is not None else _first(target, rank)
+    known = start if start is not None and start.rank == rank else None
+    present = known or _first(target, rank)
     each = 2.0 * len(matrix) * matrix.shape[1] * (len(matrix) + 3 * rank)
     rounds = effort * min(_MOST, max(_FEWEST, _WORK / each))
     best, least = present, target.error(present)
-    if not known:
+    if known is None:
         rng = np.random.default_rng(0)
         parts = (present.first, present.taps, present.last)
         present = Factors(*(p + _OFF * np.sqrt(np.mean(p**2)) * rng.standard_normal(p.shape) for p in parts))
     for held, share in zip(_HELD, (_FIRST, 1 - _FIRST), strict=True):
         present = _descended(target, present, held, max(1, round(share * rounds)))
-        if target.error(present) < least:
-            best, least = present, target.error(present)
+        left = target.error(present)
+        if left < least:
+            best, least = present, left
     return best.balanced()
 
 

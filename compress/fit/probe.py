@@ -27,8 +27,6 @@ _SHARES = (0.75, 0.5, 0.25)
 # Examples to refit with, the most first; rows of every problem then.
 _SIZES = (200, 100, 64, 32, 16)
 _ROWS = 8_000
-# What a descent to a sum of products may take, over what the final one may.
-_EFFORT = 0.25
 # All measurements together may cost this many times the final refit, or so many MACs where that is more.
 _TIMES = 2.0
 _MACS = 4e12
@@ -110,7 +108,7 @@ class Probe:
         for place, pair in pairs.items():
             with self._restored():
                 if own is not None:
-                    self.work.solve(*own, self.work.analysis.keep_mask({}), pair, effort=_EFFORT)
+                    self.work.solve(*own, self.work.analysis.keep_mask({}), pair)
                 else:
                     self._small_run().run([], {}, {}, pairs={name: pair})
                 measured.append(self._judged(place))
@@ -119,7 +117,7 @@ class Probe:
     def _small_run(self) -> Reconstruction:
         """Return a run over the few examples that trials are refitted on."""
         context = replace(self.context, examples=self.small, progress=silent)
-        fit = replace(self.work.fit, rows=_ROWS, rounds=0, effort=_EFFORT)
+        fit = replace(self.work.fit, rows=_ROWS, rounds=0)
         return Reconstruction(self.work.original, self.work.analysis, self.work.shapes, fit, context)
 
     def _judged(self, place: int) -> Measured:

@@ -336,12 +336,10 @@ class Reconstruction:
                 axes[name] = grown[0]
         return axes
 
-    def solve(
-        self, link: Link, sums: Sums, keep: np.ndarray, pair: Pair | None = None, *, effort: float | None = None
-    ) -> dict[str, Any]:
+    def solve(self, link: Link, sums: Sums, keep: np.ndarray, pair: Pair | None = None) -> dict[str, Any]:
         """Refit one linear node for the channels that stay, in place, and return its row of the report.
 
-        With a ``pair`` the weights are such that two nodes can stand for this one; ``effort`` as in :class:`Fit`.
+        With a ``pair`` the weights are such that two nodes can stand for this one.
         """
         unit = link.unit
         mask = link.keeps(keep)
@@ -360,7 +358,7 @@ class Reconstruction:
                 return best
             near = paired(
                 best, found, mask[0], pair, kernel_of(unit), shiftable=unit.shiftable, start=begun,
-                effort=self.fit.effort if effort is None else effort,
+                effort=self.fit.effort,
             )  # fmt: skip
             begun = near.factors
             return near

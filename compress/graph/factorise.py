@@ -71,12 +71,12 @@ class Parting:
         """Return the highest rank up to this one that runs well."""
         return rank if rank < _SMALL * self.step else rank // self.step * self.step
 
-    def params_at(self, rank: int, reads: float = 1.0, writes: float = 1.0) -> float:
+    def params_at(self, rank: int, reads: float, writes: float) -> float:
         """Return the parameters at a rank, when such shares of input and output channels are left."""
         last = self.params - self.height - self.spare_params
         return rank * (self.height * reads + self.spare_params + last * writes)
 
-    def macs_at(self, rank: int, inputs: int, reads: float = 1.0, writes: float = 1.0) -> float:
+    def macs_at(self, rank: int, inputs: int, reads: float, writes: float) -> float:
         """Return the MACs at a rank, when such shares of the ``inputs`` and of the output channels are left."""
         first = self.reads * inputs
         return rank * (first * reads + self.spare_macs + (self.macs - first - self.spare_macs) * writes)
@@ -165,13 +165,17 @@ def split(model: ir.Model, unit: Unit, pair: Pair) -> tuple[ir.Node, ir.Node]:
         "", kinds[1], [enc.outputs[0], weights[1], *rest],
         _attributes(unit, pair.kind, kinds[1], dec_kernel, first=False), num_outputs=1, name=f"{unit.name}/dec",
     )  # fmt: skip
-    model.graph.insert_before(node, [enc, dec])
-    take_over(old, dec.outputs[0])
-    model.graph.remove(node, safe=True)
-    weight = str(unit.weight.name)
-    if not unit.weight.uses():
-        model.graph.initializers.pop(weight, None)
+    stand_in(model, unit, [enc, dec])
     return enc, dec
+
+
+def stand_in(model: ir.Model, unit: Unit, made: Sequence[ir.Node]) -> None:
+    """Put nodes in a unit's place, in place: the last gives what it gave; its weight goes where nothing reads it."""
+    model.graph.insert_before(unit.node, made)
+    take_over(unit.node.outputs[0], made[-1].outputs[0])
+    model.graph.remove(unit.node, safe=True)
+    if not unit.weight.uses():
+        model.graph.initializers.pop(str(unit.weight.name), None)
 
 
 def unfold(matrix: np.ndarray, kind: str, kernel: Sequence[int]) -> np.ndarray:

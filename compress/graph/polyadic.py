@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph import constants
-from onnxprune.graph.factorise import kernel_of
+from onnxprune.graph.factorise import kernel_of, stand_in
 from onnxprune.graph.linear import Unit
-from onnxprune.graph.names import free_name, take_over, value_names
+from onnxprune.graph.names import free_name, value_names
 
 # What says how a convolution slides; the node in the middle takes it all.
 _SLIDES = ("strides", "dilations", "pads", "auto_pad")
@@ -83,9 +83,5 @@ def split(model: ir.Model, unit: Unit, factors: Factors) -> tuple[ir.Node, ir.No
             fresh.outputs[0].type = old.type
         made.append(fresh)
         given = fresh.outputs[0]
-    model.graph.insert_before(node, made)
-    take_over(old, made[-1].outputs[0])
-    model.graph.remove(node, safe=True)
-    if not unit.weight.uses():
-        model.graph.initializers.pop(str(unit.weight.name), None)
+    stand_in(model, unit, made)
     return made[0], made[1], made[2]

@@ -1,4 +1,4 @@
-"""A sweep: what a model keeps and costs at many sizes; as a table, JSON, Markdown and a plot."""
+"""A sweep: what a model keeps and costs at many sizes; as a table, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnxprune.budget import Target
-from onnxprune.errors import OptionError
-from onnxprune.evaluate.evidence import Rate
+from onnxprune.evaluate.evidence import ClassAccuracy, ClassRate, Rate, ValueFigures
 from onnxprune.report.figures import interval, number, percent, points
 from onnxprune.report.grids import Grid
 from onnxprune.report.markdown import code_text, grid_text
 from onnxprune.report.plain import to_plain
-from onnxprune.report.plots import check_plot_path, write_svg
 from onnxprune.report.report import DataUsed, Report, Source
 from onnxprune.report.write import check_report_path, write_whole
 
@@ -34,7 +32,8 @@ class Point:
     ``flops``, ``params``, ``bytes`` and ``latency`` are ratios to the source, None where not known (``latency_low``,
     ``latency_high``: the ends of its interval). ``agreement`` is None without class scores, ``rel_l2`` the relative
     error of the output that is judged, ``drop`` that of the accuracy, None without labels. ``met``: the size was
-    reached. ``path`` and ``sha256`` are those of the model, where it was written.
+    reached. ``path`` and ``sha256`` are those of the model, where it was written. ``class_agreement`` goes by the
+    source's decisions, ``class_accuracy`` by the labels; ``values`` are the figures of a regression.
     """
 
     recipe: str
@@ -55,6 +54,9 @@ class Point:
     seconds: float
     path: str | None
     sha256: str | None
+    class_agreement: tuple[ClassRate, ...] = ()
+    class_accuracy: tuple[ClassAccuracy, ...] = ()
+    values: ValueFigures | None = None
 
     @classmethod
     def of(cls, recipe: str, target: Target, report: Report, seconds: float, path: Path | None) -> Point:
@@ -72,12 +74,18 @@ class Point:
             None if error is None else error.rel_l2,
             report.met, seconds, None if path is None else str(path),
             None if report.result is None else report.result.sha256,
+            () if report.agreement is None else report.agreement.per_class,
+            () if right is None else right.per_class,
+            next((output.values for output in report.outputs if output.judged), None),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found: the source, the examples that all points share, one point per recipe and size."""
+    """What a sweep found: the source, the examples that all points share, one point per recipe and size.
+
+    ``dropped`` names the classes that calibration went without.
+    """
 
     source: Source
     data: DataUsed
@@ -86,6 +94,7 @@ class Sweep:
     seed: int
     providers: tuple[str, ...]
     versions: Mapping[str, str]
+    dropped: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -115,12 +124,26 @@ def sweep_grid(sweep: Sweep) -> Grid:
         columns.append((f"agreement ({percent(first.confidence)} interval)", [_agreement(p) for p in sweep.points]))
     else:
         columns.append(("output error", ["-" if p.rel_l2 is None else number(p.rel_l2) for p in sweep.points]))
+    columns += _value_columns(sweep.points)
     if any(p.accuracy is not None for p in sweep.points):
         columns.append(("accuracy", [percent(p.accuracy) for p in sweep.points]))
         columns.append(("change", ["-" if p.drop is None else points(-p.drop) for p in sweep.points]))
     columns.append(("s", [f"{p.seconds:.0f}" for p in sweep.points]))
     rows = tuple(zip(*(cells for _, cells in columns), strict=True))
     return Grid(tuple(name for name, _ in columns), rows, words=2)
+
+
+def _value_columns(rows: Sequence[Point]) -> list[tuple[str, list[str]]]:
+    """Return what there is to tell of a regression: Pearson's r to the source, RMSE to the labels."""
+    found = [p.values for p in rows]
+    columns = []
+    if any(values is not None for values in found):
+        cells = [values and values.pearson for values in found]
+        columns.append(("Pearson r", ["-" if r is None else f"{r:.4f}" for r in cells]))
+    if any(values is not None and values.rmse is not None for values in found):
+        errors = [values and values.rmse and values.rmse.compressed for values in found]
+        columns.append(("RMSE", ["-" if error is None else number(error) for error in errors]))
+    return columns
 
 
 def brief_grid(rows: Sequence[Point]) -> Grid:
@@ -157,7 +180,9 @@ def _agreement(point: Point) -> str:
 def judged_on(sweep: Sweep) -> str:
     """Say what all points were judged on."""
     used = sweep.data.eval
-    return "" if used is None else f"Judged on {number(used.examples)} examples of {used.source}."
+    said = "" if used is None else f"Judged on {number(used.examples)} examples of {used.source}."
+    left_out = ", ".join(sweep.dropped)
+    return f"{said} Calibrated without {left_out}.".strip() if sweep.dropped else said
 
 
 def sweep_markdown(sweep: Sweep) -> str:
@@ -190,36 +215,3 @@ def write_sweep(sweep: Sweep, path: str | os.PathLike[str]) -> None:
 
             text = sweep_page(sweep)
     write_whole(text, target)
-
-
-def write_sweep_plot(sweep: Sweep, path: str | os.PathLike[str]) -> None:
-    """Draw agreement against FLOPs, bytes and latency as SVG, one line per recipe.
-
-    Raises:
-        OptionError: The path cannot take a plot, or no point was judged.
-        BackendError: It cannot be written.
-    """
-    target = check_plot_path(path)
-    judged = [point for point in sweep.points if point.agreement is not None]
-    if not judged:
-        raise OptionError("a plot shows agreement, and no output of the model holds class scores to judge it by")
-    write_svg(target, (12, 4.2), lambda figure: _draw(figure, judged, Path(sweep.source.path).name))
-
-
-def _draw(figure: Any, judged: Sequence[Point], name: str) -> None:
-    panels = figure.subplots(1, len(AXES), sharey=True)
-    for panel, (field, label) in zip(panels, AXES, strict=True):
-        for recipe in dict.fromkeys(point.recipe for point in judged):
-            rows = [p for p in judged if p.recipe == recipe and getattr(p, field) is not None]
-            rows.sort(key=lambda p, of=field: float(getattr(p, of)))  # type: ignore[misc]
-            rates = [p.agreement for p in rows if p.agreement is not None]
-            ends = [[r.rate - r.low for r in rates], [r.high - r.rate for r in rates]]
-            places = [getattr(p, field) for p in rows]
-            panel.errorbar(
-                places, [r.rate for r in rates], ends,
-                label=recipe, fmt="o-", markersize=4, capsize=2,
-            )  # fmt: skip
-        panel.set(xlabel=f"{label}, ratio to the source")
-        panel.grid(visible=True, alpha=0.3)
-    panels[0].set(ylabel="agreement with the source", title=name)
-    panels[-1].legend(fontsize="small")

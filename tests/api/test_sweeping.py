@@ -19,8 +19,9 @@ from onnxprune.cli import main
 from onnxprune.errors import OptionError
 from onnxprune.evaluate import streaming
 from onnxprune.graph import io
-from onnxprune.report.sweep import sweep_markdown, write_sweep_plot
+from onnxprune.report.sweep import sweep_markdown
 from onnxprune.report.sweep_page import sweep_page
+from onnxprune.report.sweep_plots import write_class_plot, write_sweep_plot
 
 OPTIONS = Options(calib_examples=300)
 
@@ -153,11 +154,11 @@ def test_the_command(model: Path, digits: Any, tmp_path: Path) -> None:
         "--plot",
         str(tmp_path / "s.svg"),
     ]
-    given += ["--report", str(tmp_path / "s.html")]
+    given += ["--report", str(tmp_path / "s.html"), "--class-plot", str(tmp_path / "c.svg")]
     ran = CliRunner().invoke(main, given)
     assert ran.exit_code == 0, ran.output
     assert (tmp_path / "s.html").read_text().startswith("<!DOCTYPE html>")
-    assert "flops=0.8" in ran.stdout
+    assert "flops=0.8" in ran.stdout and "agreement per class" in (tmp_path / "c.svg").read_text()
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["id_flops=0.5.onnx", "id_flops=0.8.onnx"]
     for path in (tmp_path / "models").iterdir():
         io.check(io.load(path))
@@ -194,3 +195,44 @@ def test_a_size_that_is_not_reached_is_told(model: Path, feeds: Any) -> None:
     found = sweep(model, ["id(only=none)"], ["flops=0.5"], **feeds, options=OPTIONS)
     assert not found.met
     assert "(not reached)" in sweep_markdown(found)
+
+
+def test_classes_left_out_of_calibration_stand_out(model: Path, digits: Any, tmp_path: Path) -> None:
+    import numpy as np
+
+    from onnxprune.data.digits import load
+
+    calib, labels = digits["calib"], load("train")[1]
+    options = Options(calib_examples=300, drop_classes=("3",))
+    # Labels of the calibration side are read for this alone.
+    sides: dict[str, Any] = {"calib": calib | {"y": labels}, "eval": digits["eval"]}
+    found = sweep(model, ["id", "filters"], ["flops=0.9", "flops=0.3"], **sides, options=options)
+    assert found.dropped == ("3",) and "Calibrated without 3." in sweep_markdown(found)
+    for point in found.points:
+        assert [row.label for row in point.class_accuracy] == [str(label) for label in range(10)]
+        counts = sum(row.count for row in point.class_agreement)
+        kept = sum(row.count * row.rate for row in point.class_agreement)
+        assert counts == 360 and kept / counts == pytest.approx(point.agreement.rate)
+    lowest = found.points[1]
+    worst = min(lowest.class_agreement, key=lambda row: row.rate)
+    assert worst.label == "3" and worst.rate < lowest.agreement.rate
+    write_class_plot(found, tmp_path / "classes.svg")
+    text = (tmp_path / "classes.svg").read_text()
+    assert "without 3" in text and "mean of the others" in text and "accuracy per class" in text
+    assert np.isfinite([row.rate for row in lowest.class_agreement]).all()
+
+
+def test_a_regression_is_told_by_its_correlation(tmp_path: Path, digits_net: Any, digits: Any) -> None:
+    path = tmp_path / "values.onnx"
+    onnx.save(digits_net(outputs=1), path)
+    targets = digits["eval"]["y"].astype("float32")[:, None]
+    judged = {"input": digits["eval"]["input"], "y": targets}
+    found = sweep(path, ["id"], ["flops=0.9", "flops=0.3"], calib=digits["calib"], eval=judged, options=OPTIONS)
+    first, last = (point.values for point in found.points)
+    assert 0.9 < last.pearson < first.pearson <= 1 and last.rmse.compressed > 0
+    assert "| Pearson r | RMSE |" in sweep_markdown(found)
+    write_sweep_plot(found, tmp_path / "values.svg")
+    assert "RMSE to the labels" in (tmp_path / "values.svg").read_text()
+    with pytest.raises(OptionError, match="needs class scores"):
+        write_class_plot(found, tmp_path / "classes.svg")
+    assert not (tmp_path / "classes.svg").exists()
