@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from onnxprune.data import Batch, Examples
 from onnxprune.errors import BackendError
 from onnxprune.models import distributed
 from onnxprune.models.augment import augmented
+from onnxprune.models.average import Average
 from onnxprune.models.objectives import Objective
 from onnxprune.models.optim import rate
 from onnxprune.models.options import TrainOptions
@@ -84,12 +86,16 @@ class Hooks:
 
 @dataclass
 class Progress:
-    """What changes from epoch to epoch; together with the random states all that a resume needs."""
+    """What changes from epoch to epoch; together with the random states all that a resume needs.
+
+    Where there is an ``average``, that is what epochs are judged by and what the best one leaves.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     generator: torch.Generator
+    average: Average | None = None
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
@@ -119,15 +125,17 @@ class Loop:
         while len(run.epochs) < self.options.epochs and not self._stale():
             number = len(run.epochs) + 1
             loss, extra = self._one_epoch(parallel, number)
-            found = self.task.score(run.module, self.validation, self.device)
-            epoch = Epoch(number, loss, extra, float(run.optimizer.param_groups[0]["lr"]), found)
-            run.epochs.append(epoch)
-            better = run.best == 0 or found.key > run.epochs[run.best - 1].validation.key
-            if better:
-                run.best = number
-                run.best_state = copy.deepcopy(run.module.state_dict())
+            with nullcontext() if run.average is None else run.average.worn(run.module):
+                found = self.task.score(run.module, self.validation, self.device)
+                epoch = Epoch(number, loss, extra, float(run.optimizer.param_groups[0]["lr"]), found)
+                run.epochs.append(epoch)
+                if run.best == 0 or found.key > run.epochs[run.best - 1].validation.key:
+                    run.best = number
+                    run.best_state = copy.deepcopy(run.module.state_dict())
+                    if checkpoints is not None and distributed.rank() == 0:
+                        write_checkpoint(checkpoints.best, run.module, _about(checkpoints, epoch))
             if checkpoints is not None and distributed.rank() == 0:
-                self._save(checkpoints, asked, better=better)
+                self._save(checkpoints, asked)
             self.hooks.epoch(epoch)
             if self.hooks.stop(epoch):
                 return
@@ -193,18 +201,17 @@ class Loop:
         run.scaler.step(run.optimizer)
         run.scaler.update()
         self.hooks.weights(run.module)
+        if run.average is not None:
+            run.average.update(run.module)
         return value, added
 
-    def _save(self, checkpoints: Checkpoints, asked: TrainOptions, *, better: bool) -> None:
+    def _save(self, checkpoints: Checkpoints, asked: TrainOptions) -> None:
         run = self.run
-        epoch = run.epochs[-1]
-        about = {**checkpoints.about, "epoch": epoch.number, "validation": epoch.validation.known}
-        if better:
-            write_checkpoint(checkpoints.best, run.module, about)
         state = {
             **recorded(asked),
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.scaler.state_dict(),
+            "average": None if run.average is None else run.average.state(),
             "generator": run.generator.get_state(),
             "random": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -212,13 +219,15 @@ class Loop:
             "best": run.best,
             "best_state": run.best_state,
         }
-        write_checkpoint(checkpoints.last, run.module, about | state)
+        write_checkpoint(checkpoints.last, run.module, _about(checkpoints, run.epochs[-1]) | state)
 
     def _resume(self, path: Path, checkpoints: Checkpoints, asked: TrainOptions) -> None:
         run, loaded = self.run, read_state(path, asked, checkpoints.about)
         run.module.load_state_dict(loaded["model"])
         run.optimizer.load_state_dict(loaded["optimizer"])
         run.scaler.load_state_dict(loaded["scaler"])
+        if run.average is not None:
+            run.average.load(loaded["average"])
         run.generator.set_state(loaded["generator"])
         run.epochs = [Epoch(**entry | {"validation": Scores(**entry["validation"])}) for entry in loaded["epochs"]]
         run.best = loaded["best"]
@@ -231,6 +240,11 @@ class Loop:
                 torch.cuda.set_rng_state(loaded["cuda"], self.device)
         for epoch in run.epochs:
             self.hooks.epoch(epoch)
+
+
+def _about(checkpoints: Checkpoints, epoch: Epoch) -> dict[str, Any]:
+    """Return the facts that both files of an epoch carry."""
+    return {**checkpoints.about, "epoch": epoch.number, "validation": epoch.validation.known}
 
 
 def _parallel(module: nn.Module, options: TrainOptions, device: torch.device, partial: bool) -> nn.Module:

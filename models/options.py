@@ -52,6 +52,8 @@ class TrainOptions:
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, section 7).
         patience: Stop after so many epochs without a better one by validation; 0 never stops early.
         clip: Gradients are scaled down to this L2 norm over all weights where theirs is larger; 0 leaves them.
+        ema: Epochs are judged by, and the result is, the running mean of the weights, of which this share stays
+            after a step; 0 takes the weights themselves.
         amp: Mixed precision, float16 with a scaled loss; CUDA only.
         reg: A sparsity regulariser of ``REGULARIZERS`` or ``GROUP_REGULARIZERS``.
         decay: Its factor.
@@ -83,6 +85,7 @@ class TrainOptions:
     label_smoothing: float = 0.0
     patience: int = 0
     clip: float = 0.0
+    ema: float = 0.0
     amp: bool = False
     reg: str = "none"
     decay: float = 0.0
@@ -98,7 +101,7 @@ class TrainOptions:
                 raise OptionError(f"{name.replace('_', '-')} {getattr(self, name)}: at least {least} is accepted")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise OptionError(f"lr {self.lr}: a positive number is accepted")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptionError(
                     f"{name.replace('_', '-')} {getattr(self, name)}: 0 up to, not including, 1 is accepted"

@@ -20,6 +20,7 @@ from onnxprune.data import Examples
 from onnxprune.errors import OptionError
 from onnxprune.models import distributed
 from onnxprune.models.augment import MIXED
+from onnxprune.models.average import Average
 from onnxprune.models.loop import Epoch, Hooks, Loop, Progress, Step
 from onnxprune.models.objectives import Objective, Supervised
 from onnxprune.models.optim import optimizer_for
@@ -157,6 +158,7 @@ def fit(
             optimizer_for(module, options),
             torch.amp.GradScaler(device.type, enabled=options.amp),
             torch.Generator().manual_seed(options.seed),
+            Average(module, options.ema) if options.ema else None,
         )
         loop = Loop(run, training, validation, replace(options, augment=kind), device, hooks, task)
         loop.run_epochs(checkpoints, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,7 +41,10 @@ Examples:
 @output_kind_option
 @config_option
 @data_options
-@learning_options
+@partial(
+    learning_options,
+    epochs="5", batch_size="64", lr="0.0005; sgd 0.003", optimizer="adam", weight_decay="0", clip="1",
+)  # fmt: skip
 @click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
 @click.option("--evaluate", is_flag=True, help="score PRUNED.onnx on the test data; train nothing")
 @log_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,7 +68,7 @@ Examples:
 @click.option("--exper_type", hidden=True, help="performance or efficiency: both are always recorded")
 @config_option
 @data_options
-@learning_options
+@partial(learning_options, epochs="20")
 @log_options
 @distributed_options
 @click.option("--json", "as_json", is_flag=True, help="print the rounds as JSON")

@@ -23,8 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Fields of TrainOptions that the command line gives under their own names.
 FIELDS = (
     "epochs", "batch_size", "lr", "optimizer", "momentum", "nesterov", "weight_decay", "no_bias_decay", "schedule",
-    "gamma", "warmup", "label_smoothing", "patience", "clip", "amp", "decay", "sync_bn", "augment", "seed", "device",
-    "workers",
+    "gamma", "warmup", "label_smoothing", "patience", "clip", "ema", "amp", "decay", "sync_bn", "augment", "seed",
+    "device", "workers",
 )  # fmt: skip
 
 
@@ -44,17 +44,26 @@ def data_options(function: Function) -> Function:
     )
 
 
-def learning_options(function: Function) -> Function:
-    """Add how it is learnt; an option without a default here has one by network."""
+def learning_options(
+    function: Function,
+    *,
+    epochs: str = "30; ResNets, VGGs 60",
+    batch_size: str = "32; ResNets 128",
+    lr: str = "0.02; ResNets 0.1; adam 0.001",
+    optimizer: str = "sgd; cnn3d adam",
+    weight_decay: str = "0.0005",
+    clip: str = "none",
+) -> Function:
+    """Add how it is learnt; where no default is given the network or the verb has one, of which the help tells."""
     return added(
         function,
-        click.option("--epochs", type=int, help="passes over the training data  [default: 30; ResNets, VGGs 60]"),
-        click.option("--batch-size", type=int, help="examples per step, of all processes  [default: 32; ResNets 128]"),
-        click.option("--lr", type=float, help="learning rate at the start  [default: 0.02; ResNets 0.1; adam 0.001]"),
-        click.option("--optimizer", help="sgd, adam or adamw  [default: sgd; cnn3d adam]"),
+        click.option("--epochs", type=int, help=f"passes over the training data  [default: {epochs}]"),
+        click.option("--batch-size", type=int, help=f"examples per step, of all processes  [default: {batch_size}]"),
+        click.option("--lr", type=float, help=f"learning rate at the start  [default: {lr}]"),
+        click.option("--optimizer", help=f"sgd, adam or adamw  [default: {optimizer}]"),
         click.option("--momentum", type=float, help="momentum of sgd  [default: 0.9]"),
         click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's form of it  [default: yes]"),
-        click.option("--weight-decay", type=float, help="factor of the L2 penalty  [default: 0.0005]"),
+        click.option("--weight-decay", type=float, help=f"factor of the L2 penalty  [default: {weight_decay}]"),
         click.option("--no-bias-decay", is_flag=True, default=None, help="no weight decay on biases and normalisation"),
         click.option("--schedule", help="cosine, step, multistep or none  [default: cosine]"),
         click.option("--milestones", metavar="E,E,...", help="epochs of step  [default: half and three quarters]"),
@@ -65,7 +74,13 @@ def learning_options(function: Function) -> Function:
             "--patience", type=int, metavar="EPOCHS", help="stop when none was better for so long  [default: never]"
         ),
         click.option(
-            "--clip", type=float, metavar="NORM", help="largest L2 norm of a step's gradient  [default: none]"
+            "--clip", type=float, metavar="NORM", help=f"largest L2 norm of a step's gradient  [default: {clip}]"
+        ),
+        click.option(
+            "--ema",
+            type=float,
+            metavar="DECAY",
+            help="judge and keep the running mean of the weights, such as 0.999  [default: 0, none]",
         ),
         click.option("--amp", is_flag=True, default=None, help="mixed precision; CUDA only"),
         click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,7 +39,7 @@ Examples:
 @click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
 @config_option
 @data_options
-@learning_options
+@partial(learning_options, epochs="100", lr="0.0001", optimizer="adam")
 @click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
 @log_options
 @distributed_options

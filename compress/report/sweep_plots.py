@@ -100,11 +100,11 @@ def _draw_classes(figure: Any, sweep: Sweep, recipes: Sequence[str]) -> None:
     grid = figure.subplots(len(recipes), 1 + labelled, sharex=True, sharey="col", squeeze=False)
     for panels, recipe in zip(grid, recipes, strict=True):
         (_, rows), *_ = _by_recipe([p for p in sweep.points if p.recipe == recipe], "flops")
-        agreement = [(p.flops, {c.label: c.rate for c in p.class_agreement}) for p in rows]
-        _lines(panels[0], agreement, sweep.dropped)
+        _lines(panels[0], [(p.flops, {c.label: c.rate for c in p.class_agreement}) for p in rows], sweep.dropped)
         panels[0].set(ylabel="agreement per class", title=recipe)
         if labelled:
-            _lines(panels[1], [(p.flops, {c.label: c.compressed for c in p.class_accuracy}) for p in rows], sweep.dropped)
+            accuracy = [(p.flops, {c.label: c.compressed for c in p.class_accuracy}) for p in rows]
+            _lines(panels[1], accuracy, sweep.dropped)
             panels[1].set(ylabel="accuracy per class")
             panels[1].set_title("" if not sweep.dropped else "without " + ", ".join(sweep.dropped))
     for panel in grid[-1]:

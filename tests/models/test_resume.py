@@ -61,7 +61,7 @@ def _same(first: object, second: object) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        TrainOptions(epochs=5, batch_size=48, warmup=1.5),
+        TrainOptions(epochs=5, batch_size=48, warmup=1.5, ema=0.95),
         TrainOptions(epochs=5, optimizer="adamw", lr=1e-3, schedule="step", milestones=(2, 4), no_bias_decay=True),
         TrainOptions(epochs=5, optimizer="adam", lr=1e-3, reg="hs", decay=1e-4, label_smoothing=0.1),
     ],
