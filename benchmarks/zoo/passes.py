@@ -21,6 +21,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -152,18 +153,18 @@ def main() -> int:
             print(f"{name}: torch cannot export it: {error}", flush=True)
     settings, known, worker = chosen(args.passes), _known(args.log), Worker(args.limit)
     outcomes = []
-    # Small graphs first: what is wrong shows early.
-    for name in sorted(paths, key=lambda name: paths[name].stat().st_size):
-        for setting in settings:
-            outcome = known.get((name, _key(setting)))
-            if outcome is None:
-                outcome = dataclasses.replace(worker.attempt(name, paths[name], setting), recipe=_key(setting))
-                if args.log is not None:
-                    with args.log.open("a") as file:
-                        file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-            if outcome.status == "failed":
-                print(f"FAILED {name} {outcome.recipe}: {outcome.detail}", flush=True)
-            outcomes.append(outcome)
+    # Small graphs and quick settings first: what is wrong shows early.
+    graphs = sorted(paths, key=lambda name: paths[name].stat().st_size)
+    for name, setting in sorted(product(graphs, settings), key=lambda pair: pair[1].late):
+        outcome = known.get((name, _key(setting)))
+        if outcome is None:
+            outcome = dataclasses.replace(worker.attempt(name, paths[name], setting), recipe=_key(setting))
+            if args.log is not None:
+                with args.log.open("a") as file:
+                    file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+        if outcome.status == "failed":
+            print(f"FAILED {name} {outcome.recipe}: {outcome.detail}", flush=True)
+        outcomes.append(outcome)
     worker.close()
     print("\n".join(table(settings, outcomes)))
     return 1 if any(o.status == "failed" for o in outcomes) else 0

@@ -36,7 +36,8 @@ class Setting:
     """A recipe and what it is for: ``neutral`` must change nothing, otherwise the cost ``falls``, if anything does.
 
     ``zeroed``: half of the channels get zero weights first. ``most`` is the number of MACs from which it takes too
-    long. In the recipe ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph.
+    long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe ``{examples}``
+    is the folder of examples, ``{middle}`` a tensor halfway through the graph.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Setting:
     falls: str | None = None
     zeroed: bool = False
     most: float = float("inf")
+    late: bool = False
 
 
 def _neutral(name: str, *recipes: str) -> Iterator[Setting]:
@@ -52,9 +54,9 @@ def _neutral(name: str, *recipes: str) -> Iterator[Setting]:
         yield Setting(name, text, neutral=True)
 
 
-def _strong(name: str, falls: str, *recipes: str, most: float = float("inf")) -> Iterator[Setting]:
+def _strong(name: str, falls: str, *recipes: str, most: float = float("inf"), late: bool = False) -> Iterator[Setting]:
     for text in recipes:
-        yield Setting(name, text, falls=falls, most=most)
+        yield Setting(name, text, falls=falls, most=most, late=late)
 
 
 _CUSTOM = "custom(function='{{examples}}/{}')"
@@ -75,13 +77,16 @@ SETTINGS: tuple[Setting, ...] = (
     *_neutral("ispasp", "ispasp(keep=1)"),
     *_strong("ispasp", "macs", "ispasp(flops=0.5)"),
     *_neutral("pca", "pca(keep=1)"),
-    *_strong("pca", "macs", "pca(flops=0.5,reconstruct=none)", "pca(flops=0.6)"),
+    *_strong("pca", "macs", "pca(flops=0.5,reconstruct=none)"),
+    *_strong("pca", "macs", "pca(flops=0.6)", late=True),
     *_neutral("lrank", "lrank(keep=1)"),
-    *_strong("lrank", "macs", "lrank(flops=0.5,reconstruct=none)", "lrank(flops=0.6)"),
+    *_strong("lrank", "macs", "lrank(flops=0.5,reconstruct=none)"),
+    *_strong("lrank", "macs", "lrank(flops=0.6)", late=True),
     *_neutral("cp", "cp(keep=1)"),
-    *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)", "cp(flops=0.6)"),
+    *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)"),
+    *_strong("cp", "macs", "cp(flops=0.6)", late=True),
     *_neutral("auto", "auto(flops=1)"),
-    *_strong("auto", "macs", "auto(flops=0.6)", most=1e9),
+    *_strong("auto", "macs", "auto(flops=0.6)", most=1e9, late=True),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
     Setting("dequantize", "int8,dequantize"),
     *_neutral("distill", "distill(epochs=0)"),

@@ -44,6 +44,10 @@ class Law:
             raise OptionError(f"centroid={self.centroid} is not accepted; give a number in [0, 1]")
         if not 0 <= self.seed < 2**64:
             raise OptionError(f"seed={self.seed} is not accepted; give a whole number in [0, 2^64)")
+        for name in ("alpha", "decay", "centroid"):
+            value = getattr(self, name)
+            if value is not None:  # whole numbers too are written as the doubles that they stand for
+                object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def values_of(record: dict[str, Any], body: bytes) -> tuple[list[float], float]:
         (Law(alpha=0.05), Stop(hits=2500)),
         (Law(alpha=500.0, patience=3), Stop(relative_l1=0.3)),
         (Law(centroid=0.0), Stop(bytes=200)),
+        (Law(alpha=10, centroid=1), Stop(hits=300)),
         (Law(centroid=0.3), Stop(sparsity=0.9)),
         (Law(), None),
     ],
