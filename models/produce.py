@@ -255,10 +255,14 @@ def named_source(source: ExportSource) -> ExportSource:
     """Read what a checkpoint of ``train`` says of itself, where one stands in place of a network's name.
 
     Raises:
-        ModelError: If it does not say of which network it is.
+        ModelError: If it is missing, or does not say of which network it is.
     """
     path = Path(source.network)
-    if source.network in NETWORKS or path.suffix == ".py" or not path.is_file():
+    if source.network in NETWORKS or path.suffix == ".py":
+        return source
+    if not path.is_file():
+        if path.suffix in (".pth", ".pt", ".th"):
+            raise ModelError(f"the checkpoint {path} does not exist")
         return source
     loaded = read_checkpoint(path)
     if not isinstance(loaded, dict) or loaded.get("network") not in NETWORKS:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Every worker of pytest-xdist has one core, said before numpy is imported: torch, ONNX Runtime and BLAS would start a
+# thread per core in each of them otherwise, and wait for one another twice as long as they work.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _WORKER.startswith("gw") and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_WORKER[2:]) % len(_cores)]})
 
 import numpy as np
 import onnx

@@ -1,14 +1,17 @@
-"""``--config FILE``: options of a verb from a YAML file; what the command line says wins."""
+"""``--config FILE|NAME``: options of a verb from a YAML file, also one that comes along; the command line wins."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnxprune.errors import OptionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["config_option"]
 
@@ -19,11 +22,12 @@ def config_option(function: Function) -> Function:
     """Add ``--config``."""
     return click.option(
         "--config",
-        metavar="FILE.yaml",
+        metavar="FILE.yaml|NAME",
         is_eager=True,
         expose_value=False,
         callback=_read,
-        help="options by their names, without the dashes in front; the command line wins",
+        help="options by their names, without the dashes in front; the command line wins. NAME is a configuration of "
+        "a paper, see docs/from-the-papers.md",
     )(function)
 
 
@@ -33,7 +37,7 @@ def _read(ctx: click.Context, param: click.Parameter, given: str | None) -> None
     import yaml
 
     try:
-        with open(given, encoding="utf-8") as file:  # noqa: PTH123  # --help loads no pathlib either
+        with _found(given).open(encoding="utf-8") as file:
             loaded = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -53,6 +57,26 @@ def _read(ctx: click.Context, param: click.Parameter, given: str | None) -> None
         option = known[name.replace("_", "-")]
         found[option.name or name] = _plain(value, option, f"--config {given}: {name}")
     ctx.default_map = {**(ctx.default_map or {}), **found}
+
+
+def _found(given: str) -> Path:
+    """Return the file of this name, or the configuration that comes with the package.
+
+    Raises:
+        OptionError: There is neither.
+    """
+    from importlib.resources import files
+    from pathlib import Path
+
+    if Path(given).suffix or Path(given).exists():
+        return Path(given)
+    folder = Path(str(files("onnxprune.models"))) / "configs"
+    known = {path.stem: path for path in folder.glob("*.yaml")}
+    if given not in known:
+        close = difflib.get_close_matches(given, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(known))}"
+        raise OptionError(f"--config {given} is neither a file nor a configuration that comes along; {hint}")
+    return known[given]
 
 
 def _names(command: click.Command) -> dict[str, click.Parameter]:

@@ -64,11 +64,10 @@ Examples:
 @click.option("--probe", type=int, default=1000, show_default=True, help="examples that flows are measured on")
 @click.option("--sparsity", metavar="S,S,...", help="surp, magnitude: zeros after each stage  [default: the authors']")
 @click.option("--values", default="reconstruction", show_default=True, help="surp: reconstruction or original")
-@click.option("--retrain", "--net_train_epochs", type=int, metavar="E", help="another name of --epochs")
 @click.option("--exper_type", hidden=True, help="performance or efficiency: both are always recorded")
 @config_option
 @data_options
-@partial(learning_options, epochs="20")
+@partial(learning_options, epochs="20", epochs_names=("--epochs", "--retrain", "--net_train_epochs"))
 @log_options
 @distributed_options
 @click.option("--json", "as_json", is_flag=True, help="print the rounds as JSON")
@@ -88,8 +87,6 @@ def command(method: str, **given: Any) -> None:
         raise OptionError("trials and jobs: at least 1 is accepted")
     if given["exper_type"] not in (None, "performance", "efficiency"):
         raise OptionError(f"exper_type {given['exper_type']!r}: performance and efficiency are accepted")
-    if given["retrain"] is not None and given["epochs"] is not None:
-        raise OptionError("--retrain is another name of --epochs: give one of them")
     if given["trials"] > 1:
         _trials(method, given)
     else:
@@ -144,7 +141,7 @@ def _options(method: str, given: dict[str, Any]) -> tuple[IterateOptions, TrainO
     from onnxprune.models.iterative.pqindex import Sap
 
     asked = dict(given)
-    asked["epochs"] = given["epochs"] or given["retrain"] or EPOCHS
+    asked["epochs"] = EPOCHS if given["epochs"] is None else given["epochs"]
     training = train_options(_network(given["model"]), asked)
     options = IterateOptions(
         method=method_named(method),

@@ -53,11 +53,12 @@ def learning_options(
     optimizer: str = "sgd; cnn3d adam",
     weight_decay: str = "0.0005",
     clip: str = "none",
+    epochs_names: tuple[str, ...] = ("--epochs",),
 ) -> Function:
     """Add how it is learnt; where no default is given the network or the verb has one, of which the help tells."""
     return added(
         function,
-        click.option("--epochs", type=int, help=f"passes over the training data  [default: {epochs}]"),
+        click.option(*epochs_names, "epochs", type=int, help=f"passes over the training data  [default: {epochs}]"),
         click.option("--batch-size", type=int, help=f"examples per step, of all processes  [default: {batch_size}]"),
         click.option("--lr", type=float, help=f"learning rate at the start  [default: {lr}]"),
         click.option("--optimizer", help=f"sgd, adam or adamw  [default: {optimizer}]"),

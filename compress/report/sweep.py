@@ -138,8 +138,7 @@ def _value_columns(rows: Sequence[Point]) -> list[tuple[str, list[str]]]:
     found = [p.values for p in rows]
     columns = []
     if any(values is not None for values in found):
-        cells = [values and values.pearson for values in found]
-        columns.append(("Pearson r", ["-" if r is None else f"{r:.4f}" for r in cells]))
+        columns.append(("Pearson r", [_pearson(p) for p in rows]))
     if any(values is not None and values.rmse is not None for values in found):
         errors = [values and values.rmse and values.rmse.compressed for values in found]
         columns.append(("RMSE", ["-" if error is None else number(error) for error in errors]))
@@ -149,6 +148,7 @@ def _value_columns(rows: Sequence[Point]) -> list[tuple[str, list[str]]]:
 def brief_grid(rows: Sequence[Point]) -> Grid:
     """Return the rows of one recipe for a terminal: what decides, without the ends of the latency's interval."""
     judged = any(p.agreement is not None for p in rows)
+    valued = not judged and any(p.values is not None for p in rows)
     cells = [
         (
             p.target + ("" if p.met else " !"),
@@ -156,13 +156,18 @@ def brief_grid(rows: Sequence[Point]) -> Grid:
             percent(p.bytes),
             "-" if p.latency is None else f"{p.latency:.2f}",
             _agreement(p) if judged else ("-" if p.rel_l2 is None else number(p.rel_l2)),
-            percent(p.accuracy),
+            _pearson(p) if valued else percent(p.accuracy),
             f"{p.seconds:.0f}",
         )
         for p in rows
     ]
-    kept = "agreement" if judged else "output error"
-    return Grid(("target", "FLOPs", "bytes", "latency", kept, "accuracy", "s"), tuple(cells))
+    kept, also = ("agreement", "accuracy") if judged else ("output error", "Pearson r" if valued else "accuracy")
+    return Grid(("target", "FLOPs", "bytes", "latency", kept, also, "s"), tuple(cells))
+
+
+def _pearson(point: Point) -> str:
+    values = point.values
+    return "-" if values is None or values.pearson is None else f"{values.pearson:.4f}"
 
 
 def _latency(point: Point) -> str:

@@ -19,7 +19,7 @@ from onnxprune.cli import main
 from onnxprune.errors import OptionError
 from onnxprune.evaluate import streaming
 from onnxprune.graph import io
-from onnxprune.report.sweep import sweep_markdown
+from onnxprune.report.sweep import brief_grid, sweep_markdown
 from onnxprune.report.sweep_page import sweep_page
 from onnxprune.report.sweep_plots import write_class_plot, write_sweep_plot
 
@@ -231,6 +231,7 @@ def test_a_regression_is_told_by_its_correlation(tmp_path: Path, digits_net: Any
     first, last = (point.values for point in found.points)
     assert 0.9 < last.pearson < first.pearson <= 1 and last.rmse.compressed > 0
     assert "| Pearson r | RMSE |" in sweep_markdown(found)
+    assert brief_grid(found.points).columns[5] == "Pearson r"
     write_sweep_plot(found, tmp_path / "values.svg")
     assert "RMSE to the labels" in (tmp_path / "values.svg").read_text()
     with pytest.raises(OptionError, match="needs class scores"):
