@@ -65,6 +65,7 @@ class LearnOptions:
         start: A checkpoint whose weights training starts from.
         trust_pickle: That checkpoint may be a whole pickled module.
         resume: A ``last`` checkpoint to go on from.
+        test: A DATA form that is tested on in place of a part of the data.
     """
 
     download: bool = False
@@ -73,6 +74,7 @@ class LearnOptions:
     start: Path | None = None
     trust_pickle: bool = False
     resume: Path | None = None
+    test: str | None = None
 
     def loader(self) -> Callable[[nn.Module], None] | None:
         """Return what loads the weights to start from; None where they are fresh."""
@@ -182,6 +184,7 @@ def open_for(network: str, spec: str, options: TrainOptions, learn: LearnOptions
     return open_training(
         spec,
         found.input_shape,
+        test=learn.test,
         seed=options.seed,
         download=learn.download,
         regression=found.regression,

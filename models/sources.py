@@ -66,6 +66,7 @@ def open_training(
     spec: str,
     input_shape: Sequence[int],
     *,
+    test: str | None = None,
     seed: int = 0,
     download: bool = False,
     regression: bool = False,
@@ -75,13 +76,14 @@ def open_training(
     """Open a DATA spec for training a network.
 
     A source with named splits (``digits``, ``mnist:ROOT`` …) trains on its training side, less ``val_share`` for
-    validation, and is tested on the other. Of any other source ``val_share`` is held out for validation and as
-    much for the test. Both draws come from ``seed``. Mean and standard deviation per channel come from the
-    training examples alone, rounded to 4 decimals.
+    validation, and is tested on the other. Of any other source ``val_share`` is held out for validation and, without
+    ``test``, as much for the test. Both draws come from ``seed``. Mean and standard deviation per channel come from
+    the training examples alone, rounded to 4 decimals.
 
     Args:
         spec: Any DATA form.
         input_shape: Shape of one input: channels, height and width of an image, or any other.
+        test: A DATA form that is tested on in place of the above.
         seed: Decides the division.
         download: Allow torchvision to download.
         regression: The examples carry real targets instead of labels.
@@ -96,6 +98,8 @@ def open_training(
     check_held_out(val_share)
     parsed = parse_spec(spec)
     sides = parsed.sides or (spec,)
+    if test is not None:
+        sides = (sides[0], test)
     want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *input_shape))
     names = None if regression else known_classes(parsed, download)
     plain = _plain_preprocess(sides[0], want, download)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.api.opening import open_model
 from onnxprune.api.options import Options
-from onnxprune.data import DataLike, InputSpec, open_data
+from onnxprune.data import DataLike
 from onnxprune.errors import DataError, OptionError
 from onnxprune.runtime.session import input_specs
 
@@ -145,16 +144,12 @@ def open_subject(
     spec = data if data is not None else source.data
     if not isinstance(spec, str):
         raise DataError("name the data to train on: give --data, such as digits or mnist:ROOT")
+    if test is not None and not isinstance(test, str):
+        raise DataError(f"{source.network} is tested on a DATA form, such as test.zip; arrays are for .onnx files")
     opened = open_training(
-        spec, found.input_shape, seed=seed, download=options.download, val_share=val_share,
+        spec, found.input_shape, test=test, seed=seed, download=options.download, val_share=val_share,
         drop_classes=options.drop_classes,
     )  # fmt: skip
-    if test is not None:
-        from onnxprune.models.sources import INPUT
-
-        want = InputSpec(INPUT, np.dtype(np.float32), ("batch", *found.input_shape))
-        judged = open_data(test, [want], preprocess=opened.preprocess, classes=opened.classes, seed=seed)
-        opened = replace(opened, test=judged)
     return Subject(graph_to_train(source, opened, seed), opened, source.network, source.weights is not None)
 
 

@@ -38,6 +38,7 @@ Examples:
 @click.option("--std-ratio", type=float, metavar="S", help="prune what is below S standard deviations of its layer")
 @click.option("--out", required=True, type=click.Path(), help="the ONNX file to write")
 @config_option
+@click.option("--eval", "test", metavar="D", help="tested on instead of a part of --data; any of its forms")
 @data_options
 @partial(learning_options, epochs="100", lr="0.0001", optimizer="adam")
 @click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
@@ -73,7 +74,9 @@ def _run(source: str, given: dict[str, Any]) -> None:
     asked = {name: DEFAULTS.get(name) if value is None else value for name, value in given.items()}
     # Zeros are what --structured is about here; a regulariser may be asked for as well.
     options = train_options(found.network, asked | {"structured": given["structured"] and given["reg"] is not None})
-    learn = LearnOptions(given["download"], given["val_share"], given["dropped"], None, given["trust_pickle"], resume)
+    learn = LearnOptions(
+        given["download"], given["val_share"], given["dropped"], None, given["trust_pickle"], resume, given["test"]
+    )
     writing = WriteOptions(given["opset"], given["keep_bn"], given["force"], given["exporter"])
     what = PruneOptions(given["threshold"], given["std_ratio"], given["structured"])
     with hooked(options.epochs, given) as hooks:

@@ -47,6 +47,7 @@ Examples:
     "--list", "listed", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="list the networks"
 )
 @config_option
+@click.option("--eval", "test", metavar="D", help="tested on instead of a part of --data; any of its forms")
 @data_options
 @click.option("--out", type=click.Path(), help="the ONNX file to write; OUT's .last.pth and .best.pth lie beside it")
 @learning_options
@@ -86,7 +87,9 @@ def _run(network: str, given: dict[str, Any]) -> None:
 
     options = train_options(network, given)
     start, resume = (None if given[name] is None else Path(given[name]) for name in ("start", "resume"))
-    learn = LearnOptions(given["download"], given["val_share"], given["dropped"], start, given["trust_pickle"], resume)
+    learn = LearnOptions(
+        given["download"], given["val_share"], given["dropped"], start, given["trust_pickle"], resume, given["test"]
+    )
     if given["evaluate"]:
         scores = evaluate_weights(network, given["data"], options, learn)
         if distributed.rank() == 0:

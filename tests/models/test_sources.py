@@ -10,7 +10,7 @@ from PIL import Image
 from onnxprune.data import InputSpec, open_data
 from onnxprune.data.spec import Spec
 from onnxprune.errors import DataError
-from onnxprune.models.sources import open_training, portable_spec
+from onnxprune.models.sources import TrainingData, open_training, portable_spec
 
 GREY = (1, 28, 28)
 COLOUR = (3, 32, 32)
@@ -77,6 +77,29 @@ def test_class_folders_are_divided_and_named(tmp_path: Path) -> None:
     assert data.preprocess.resize is None
     parts = [part.origin.tolist() for part in (data.train, data.validation, data.test) if part.origin is not None]
     assert sorted(row for part in parts for row in part) == list(range(60))
+
+
+def test_a_test_source_of_its_own_leaves_more_to_learn_from(tmp_path: Path) -> None:
+    test = _folder(tmp_path / "test")
+    for image in (test / "ant").iterdir():  # a class that the test lacks keeps its place
+        image.unlink()
+    (test / "ant").rmdir()
+    data = open_training(str(_folder(tmp_path / "d")), GREY, test=str(test))
+    assert (data.train.count, data.validation.count, data.test.count) == (54, 6, 40)
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.test.labels is not None and set(data.test.labels) == {1, 2}
+    first = data.test.fetch(np.arange(1))["input"]
+    assert first.mean() == pytest.approx(_plain(test, data), abs=1e-5)
+    other = open_training("digits", GREY, test="digits:train")
+    assert (other.train.count, other.test.count) == (1293, 1437)
+    with pytest.raises(DataError):
+        open_training("digits", GREY, test=str(test))
+
+
+def _plain(test: Path, data: TrainingData) -> float:
+    pixels = np.asarray(Image.open(sorted((test / "bee").iterdir())[0]), dtype=np.float64) / 255
+    assert data.preprocess is not None
+    return float((pixels.mean() - data.preprocess.mean[0]) / data.preprocess.std[0])
 
 
 def test_zip_of_class_folders_in_a_wrapper(tmp_path: Path) -> None:
