@@ -81,7 +81,6 @@ def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
         (("incop-if", "--epsilon", "small"), 2, "a number is accepted, or auto"),
         (("surp", "--sparsity", "many"), 2, "numbers with commas"),
         (("lth", "--trials", "0"), 2, "at least 1"),
-        (("lth", "--retrain", "0"), 2, "epochs 0: at least 1"),
         (("lth", "--trials", "2", "--from", "runs"), 2, "--from names one run"),
         (("lth", "--exper_type", "speed"), 2, "performance and efficiency"),
         (("lth", "--scope", "row"), 2, "accepted are global"),
