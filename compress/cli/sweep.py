@@ -11,6 +11,9 @@ from onnxprune.cli.shared import check_reports, drop_class_option, make_options,
 if TYPE_CHECKING:
     from onnxprune.report.sweep import Sweep
 
+# Points warn of their widths one by one.
+_SHOWN = 4
+
 
 @click.command(
     "sweep",
@@ -112,5 +115,7 @@ def _show(found: Sweep, *, as_json: bool) -> None:
     console.print()
     if not found.met:
         say(console, "! size not reached", "red")
-    for warning in found.warnings:
+    for warning in found.warnings[:_SHOWN]:
         say(console, f"warning: {warning}", "yellow")
+    if len(found.warnings) > _SHOWN:
+        say(console, f"and {len(found.warnings) - _SHOWN} warnings more, of single points: --report has them", "yellow")
