@@ -92,7 +92,7 @@ SHORT = {
     "finetune": "--epochs 1 --batch-size 8 --device cpu --workers 2",
     "iterate": "--epochs 1 --batch-size 20 --device cpu --dense-epochs 1 --rounds 1 --trials 1 --probe 8",
     "apply": "--batch-size 8 --eval-examples 8",
-    "sweep": "--batch-size 8 --eval-examples 40",
+    "sweep": "--batch-size 8 --calib-examples 24 --eval-examples 40",
 }
 # Without any: the next stage of the schedule alone.
 STAGES = "--sparsity 0.36"
