@@ -36,7 +36,8 @@ def call(*words: object) -> dict[str, Any]:
 
 def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
     """Train one arm from the dense network, prune it, tune it and judge the file."""
-    common = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed, "--augment", "none")
+    common = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
+    common = (*common, "--augment", "none")
     learning = ("--optimizer", "adam", "--schedule", "none", "--batch-size", options.batch_size, "--json")
     start = dense
     if reg != "none":
@@ -62,8 +63,17 @@ def run(options: argparse.Namespace) -> None:
     """Train the dense network and print the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx", "--device", options.device)
-        more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
+        words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx")
+        more = (
+            "--device",
+            options.device,
+            "--epochs",
+            options.epochs,
+            "--seed",
+            options.seed,
+            "--batch-size",
+            options.batch_size,
+        )
         call("train", options.network, *words, *more, "--optimizer", "adam", "--augment", "none", "--json")
         judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
         print(f"\n**{options.network}**, dense {judged['accuracy']['rate']:.2%}\n")
