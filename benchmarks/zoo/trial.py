@@ -215,7 +215,8 @@ def _attempt(subject: Subject, setting: Setting) -> tuple[str, str, tuple[str, .
         raise
     except OnnxPruneError as error:
         several = "\n" in str(error).strip()
-        return "failed" if several else "refused", str(error).strip().replace("\n", " / "), ()
+        said = str(error).strip().replace("\n", " / ").replace(str(_EXAMPLES), "{examples}")
+        return "failed" if several else "refused", said, ()
     if digest(source) != untouched:
         return "failed", "the given model was changed", ()
     got = run(result, subject.feeds)
