@@ -124,9 +124,10 @@ def open_training(
         if plain is not None:
             preprocess = replace(plain, mean=mean, std=std)
             parts = [_normalised(part, preprocess) for part in parts]
-    train, validation, test = parts
+    train, validation, judged = parts
     shape = tuple(input_shape)
-    return TrainingData(train, validation, test, classes, preprocess, colour, portable_spec(parsed), shape, regression)
+    spec_kept = portable_spec(parsed)
+    return TrainingData(train, validation, judged, classes, preprocess, colour, spec_kept, shape, regression)
 
 
 def check_held_out(share: float) -> None:
