@@ -50,7 +50,10 @@ class Int8:
     per_channel: bool = option(True, bool, "a scale per output channel of a weight, or one for all")
     activations: str = option("uint8", str, "type of activations (static)", choices=("uint8", "int8"))
     weights: str = option("int8", str, "type of weights", choices=("int8", "uint8"))
-    reduce_range: bool = option(False, bool, "seven bits for weights: processors without VNNI saturate with eight")
+    # Sums of two products of eight bits leave the sixteen that AVX2 and AVX-512 without VNNI keep them in.
+    reduce_range: bool = option(
+        True, bool, "seven bits for weights, right on every processor; false for those with VNNI, for GPUs, NPUs"
+    )
     only: str | None = option(None, str, "quantise only these nodes: names, globs, re:..., parted by ;")
     ignore: str | None = option(None, str, "never quantise these nodes: names, globs, re:..., parted by ;")
 

@@ -12,12 +12,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from onnxprune import recipe
+from onnxprune.budget import parse_targets
 from onnxprune.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +93,7 @@ SHORT = {
     "train": "--epochs 1 --batch-size 8 --device cpu",
     "prune-tune": "--epochs 1 --batch-size 8 --device cpu",
     "finetune": "--epochs 1 --batch-size 8 --device cpu --workers 2",
-    "iterate": "--epochs 1 --batch-size 20 --device cpu --dense-epochs 1 --rounds 1 --trials 1 --probe 8",
+    "iterate": "--epochs 1 --batch-size 20 --device cpu --dense-epochs 1 --rounds 1 --trials 1 --probe 8 --epsilon 0.5",
     "apply": "--batch-size 8 --eval-examples 8",
     "sweep": "--batch-size 8 --calib-examples 24 --eval-examples 40",
 }
@@ -240,10 +243,32 @@ def _checkpoints(text: str) -> None:
         torch.save(zoo.build(network).state_dict(), name)
 
 
-@pytest.mark.parametrize(
-    "desk", ["thin", pytest.param("full", marks=pytest.mark.slow)], indirect=True, ids=["thin", "full"]
-)
 @pytest.mark.parametrize("paper", THEIRS)
+def test_our_commands_can_be_read(paper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs, options, configurations and recipes are there; nothing is run."""
+    monkeypatch.chdir(ROOT)
+    context = click.Context(main)
+    for line in [line for _, ours, _ in sections()[paper] for line in ours]:
+        _, verb, *words = shlex.split(line)
+        command = main.get_command(context, verb)
+        assert command is not None, line
+        given = command.make_context(verb, words, parent=context).params
+        if verb == "apply":
+            recipe.parse(given["recipe"])
+        for text in given.get("recipes", ()):
+            recipe.parse(text, parse_targets(given["targets"][0])[:1])
+
+
+# Those of the others take minutes.
+QUICK = ("InCoP", "DeepHoyer")
+RUNS = [
+    pytest.param(paper, size, id=f"{paper}-{size}", marks=() if paper in QUICK and size == "thin" else pytest.mark.slow)
+    for paper in THEIRS
+    for size in ("thin", "full")
+]
+
+
+@pytest.mark.parametrize(("paper", "desk"), RUNS, indirect=["desk"])
 def test_our_commands_run(paper: str, desk: Path) -> None:
     rows = sections()[paper]
     commands = [line for _, ours, _ in rows for line in ours]

@@ -33,7 +33,7 @@ def size(model: ir.Model | onnx.ModelProto) -> int:
         ("(method=percentile)", 0.97),
         ("(method=entropy)", 0.97),
         ("(activations=int8,per_channel=false)", 0.95),
-        ("(weights=uint8,reduce_range=true)", 0.97),
+        ("(weights=uint8,reduce_range=false)", 0.97),
         ("(mode=dynamic)", 0.97),
     ],
 )

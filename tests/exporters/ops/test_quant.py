@@ -37,7 +37,8 @@ def test_dequantize(same_as_runtime: Check, kind: type[np.generic]) -> None:
 
 def test_whole_products(same_as_runtime: Check) -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 255, (3, 4)).astype(np.uint8), rng.integers(-128, 127, (4, 5)).astype(np.int8)
+    # Seven bits on the right: with eight ONNX Runtime saturates on processors without VNNI.
+    a, b = rng.integers(0, 255, (3, 4)).astype(np.uint8), rng.integers(-64, 64, (4, 5)).astype(np.int8)
     same_as_runtime("MatMulInteger", [a, b, np.array(12, np.uint8), np.array(-3, np.int8)])
     x, w = rng.integers(0, 255, (1, 2, 5, 5)).astype(np.uint8), rng.integers(0, 255, (3, 2, 3, 3)).astype(np.uint8)
     same_as_runtime("ConvInteger", [x, w, np.array(9, np.uint8)], pads=[1, 0, 1, 2])
