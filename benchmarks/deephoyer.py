@@ -64,16 +64,8 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx")
-        more = (
-            "--device",
-            options.device,
-            "--epochs",
-            options.epochs,
-            "--seed",
-            options.seed,
-            "--batch-size",
-            options.batch_size,
-        )
+        more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
+        more = (*more, "--device", options.device)
         call("train", options.network, *words, *more, "--optimizer", "adam", "--augment", "none", "--json")
         judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
         print(f"\n**{options.network}**, dense {judged['accuracy']['rate']:.2%}\n")

@@ -125,9 +125,8 @@ def open_training(
             preprocess = replace(plain, mean=mean, std=std)
             parts = [_normalised(part, preprocess) for part in parts]
     train, validation, judged = parts
-    shape = tuple(input_shape)
-    spec_kept = portable_spec(parsed)
-    return TrainingData(train, validation, judged, classes, preprocess, colour, spec_kept, shape, regression)
+    kept, shape = portable_spec(parsed), tuple(input_shape)
+    return TrainingData(train, validation, judged, classes, preprocess, colour, kept, shape, regression)
 
 
 def check_held_out(share: float) -> None:

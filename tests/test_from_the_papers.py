@@ -7,7 +7,6 @@ import pickle
 import re
 import shlex
 import struct
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,8 +190,7 @@ def _thinner(patch: pytest.MonkeyPatch) -> None:
     plan = tuple(channels // 8 for channels in vgg.PLAN)
 
     def made(classes: int, in_channels: int, *, norm: bool) -> Any:
-        module = vgg.CifarVGG(classes, in_channels, norm=norm, plan=plan)
-        return module
+        return vgg.CifarVGG(classes, in_channels, norm=norm, plan=plan)
 
     patch.setattr(vgg, "vgg16", lambda classes, in_channels: made(classes, in_channels, norm=False))
     patch.setattr(vgg, "vgg16_bn", lambda classes, in_channels: made(classes, in_channels, norm=True))
@@ -214,11 +212,9 @@ def _thinner(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A folder as the page expects it, with small data; the parameter says whether networks are thinner too."""
     import torch
-
-    from onnxprune.models import zoo
 
     rng = np.random.default_rng(0)
     _write_mnist(tmp_path / "data", rng)
@@ -229,8 +225,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         _thinner(monkeypatch)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    yield tmp_path
-    assert zoo.NETWORKS
+    return tmp_path
 
 
 def _checkpoints(text: str) -> None:

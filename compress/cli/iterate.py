@@ -67,7 +67,7 @@ Examples:
 @click.option("--exper_type", hidden=True, help="performance or efficiency: both are always recorded")
 @config_option
 @data_options
-@partial(learning_options, epochs="20", epochs_names=("--epochs", "--retrain", "--net_train_epochs"))
+@partial(learning_options, epochs=str(EPOCHS), epochs_names=("--epochs", "--retrain", "--net_train_epochs"))
 @log_options
 @distributed_options
 @click.option("--json", "as_json", is_flag=True, help="print the rounds as JSON")

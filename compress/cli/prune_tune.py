@@ -40,7 +40,10 @@ Examples:
 @config_option
 @click.option("--eval", "test", metavar="D", help="tested on instead of a part of --data; any of its forms")
 @data_options
-@partial(learning_options, epochs="100", lr="0.0001", optimizer="adam")
+@partial(
+    learning_options,
+    epochs=str(DEFAULTS["epochs"]), lr=str(DEFAULTS["lr"]), optimizer=str(DEFAULTS["optimizer"]),
+)  # fmt: skip
 @click.option("--resume", type=click.Path(), metavar="CKPT", help="go on from the .last.pth of a run that was killed")
 @log_options
 @distributed_options
