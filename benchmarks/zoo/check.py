@@ -199,7 +199,7 @@ def run(model: ir.Model, feeds: Outputs) -> Outputs:
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory(prefix="onnxprune-zoo-") as folder:
-        path = io.to_folder(model, Path(folder), "model.onnx")
+        path = io.to_scratch(model, Path(folder))
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [out.name for out in session.get_outputs()]
         return dict(zip(names, session.run(names, feeds), strict=True))

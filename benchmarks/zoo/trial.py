@@ -60,7 +60,7 @@ def _strong(name: str, falls: str, *recipes: str, most: float = float("inf"), la
 
 
 # Sharing a budget out by measurement runs a graph some hundred times: too long from so many MACs on.
-_SURVEYED = 5e8
+_SURVEYED = 1e8
 _CUSTOM = "custom(function='{{examples}}/{}')"
 SETTINGS: tuple[Setting, ...] = (
     *_neutral("cleanup", "cleanup"),

@@ -30,6 +30,8 @@ EXTERNAL = "onnxprune.external"
 # Above this many bytes of weights a result goes to external data even where the source was one file: protobuf
 # stops at 2 GiB and the skeleton needs room too.
 INLINE_LIMIT = 1_800_000_000
+# A temporary file with more bytes of weights than this is faster to write and open with external data.
+_SCRATCH_LIMIT = 4_000_000
 # File systems stop at 255 bytes, and the data file beside a model is named <model>.data.
 _LONGEST_NAME = 240
 
@@ -114,12 +116,24 @@ def _data_file(out: Path) -> Path:
     return out.with_name(out.name + ".data")
 
 
-def to_folder(model: ir.Model, folder: Path, name: str) -> Path:
-    """Write ``model`` as ``folder/name`` (with ``name.data`` beside it where it needs external data)."""
+def to_folder(model: ir.Model, folder: Path, name: str, *, inline: int | None = None) -> Path:
+    """Write ``model`` as ``folder/name``.
+
+    Weights of more than ``inline`` bytes in all (:data:`INLINE_LIMIT` unless told) go to ``name.data`` beside it,
+    and so they do where the source had them in external data.
+    """
     file = folder / name
-    data = f"{name}.data" if _needs_external(model) else None
-    ir.save(model, file, external_data=data)
+    external_data = _needs_external(model, INLINE_LIMIT if inline is None else inline)
+    ir.save(model, file, external_data=f"{name}.data" if external_data else None)
     return file
+
+
+def to_scratch(model: ir.Model, folder: Path) -> Path:
+    """Write ``model`` into a folder for temporary files, to be read once by the checker or a session.
+
+    Weights of any size lie beside the graph: protobuf would copy them twice, and ONNX Runtime maps them.
+    """
+    return to_folder(model, folder, "model.onnx", inline=_SCRATCH_LIMIT)
 
 
 def _store_sparse(model: ir.Model, file: Path) -> None:
@@ -137,11 +151,11 @@ def _store_sparse(model: ir.Model, file: Path) -> None:
     _check_file(file, full=False)
 
 
-def _needs_external(model: ir.Model) -> bool:
+def _needs_external(model: ir.Model, limit: int) -> bool:
     tensors = [tensor for value in _initializers(model) if (tensor := value.const_value) is not None]
     if model.meta.get(EXTERNAL) or any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
         return True
-    return sum(tensor.nbytes for tensor in tensors) > INLINE_LIMIT
+    return sum(tensor.nbytes for tensor in tensors) > limit
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -158,7 +172,7 @@ def check(model: ir.Model) -> None:
     """
     try:
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-            _check_file(to_folder(model, Path(folder), "model.onnx"), full=bool(model.meta.get(FULL_CHECK, True)))
+            _check_file(to_scratch(model, Path(folder)), full=bool(model.meta.get(FULL_CHECK, True)))
     except OSError as error:
         raise BackendError(f"the rewritten model cannot be written for checking: {error.strerror or error}") from error
 

@@ -218,7 +218,7 @@ class Staged:
         part = ir.Model(graph, ir_version=version, functions=list(self.model.functions.values()))
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             try:
-                file = io.to_folder(part, Path(folder), "model.onnx")
+                file = io.to_scratch(part, Path(folder))
             except OSError as error:
                 reason = error.strerror or error
                 raise BackendError(f"a temporary copy of a part of the model cannot be written: {reason}") from error

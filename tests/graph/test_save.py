@@ -274,7 +274,11 @@ def test_checking_leaves_no_temporary_files(
     assert not list(folder.iterdir())
 
 
-def test_a_wrong_rewrite_is_caught_before_it_is_written(tmp_path: Path, conv_net_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_a_wrong_rewrite_is_caught_before_it_is_written(
+    tmp_path: Path, conv_net_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(io, "_SCRATCH_LIMIT", limit)
     model = io.load(conv_net_path)
     first = model.graph.initializers["c2.w"]
     first.const_value = ir.Tensor(np.zeros((12, 7, 3, 3), np.float32), name="c2.w")
@@ -283,6 +287,23 @@ def test_a_wrong_rewrite_is_caught_before_it_is_written(tmp_path: Path, conv_net
     with pytest.raises(BackendError, match=r"the rewritten model fails onnx\.checker"):
         io.save(model, tmp_path / "r.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx"}
+
+
+def test_a_temporary_model_with_large_weights_lies_in_two_files(
+    tmp_path: Path, conv_net_path: Path, monkeypatch: pytest.MonkeyPatch, run_model: Any, feeds: Any
+) -> None:
+    model, given = io.load(conv_net_path), feeds(onnx.load(conv_net_path))
+    (tmp_path / "small").mkdir()
+    small = io.to_scratch(model, tmp_path / "small")
+    assert listing(small.parent).keys() == {"model.onnx"}
+    monkeypatch.setattr(io, "_SCRATCH_LIMIT", 0)
+    (tmp_path / "large").mkdir()
+    large = io.to_scratch(model, tmp_path / "large")
+    assert listing(large.parent).keys() == {"model.onnx", "model.onnx.data"}
+    np.testing.assert_array_equal(run_model(large, given)["logits"], run_model(small, given)["logits"])
+    assert all(not isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+    io.save(model, tmp_path / "result.onnx")
+    assert not (tmp_path / "result.onnx.data").exists()
 
 
 # Where a result may go -------------------------------------------------------------------------------------------

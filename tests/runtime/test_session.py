@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_is_a_backend_error(
     def full(*_: object) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io, "to_folder", full)
+    monkeypatch.setattr(io, "to_scratch", full)
     with pytest.raises(BackendError) as caught, open_session(dense("batch"), Settings()):
         pass
     assert sentence(caught) == "a temporary copy of the model cannot be written: No space left on device"

@@ -109,13 +109,13 @@ def test_random_pieces_equal_the_whole(limit: int, temporary: Path) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The nodes of every session that is opened."""
     found: list[str] = []
-    plain = module.io.to_folder
+    plain = module.io.to_scratch
 
-    def noted(model: ir.Model, folder: Path, name: str) -> Path:
+    def noted(model: ir.Model, folder: Path) -> Path:
         found.extend(str(node.name) for node in model.graph)
-        return plain(model, folder, name)
+        return plain(model, folder)
 
-    monkeypatch.setattr(module.io, "to_folder", noted)
+    monkeypatch.setattr(module.io, "to_scratch", noted)
     return found
 
 
@@ -202,7 +202,7 @@ def test_a_full_folder_is_one_sentence(temporary: Path, monkeypatch: pytest.Monk
         pytest.raises(BackendError, match="temporary folder: No space left"),
     ):
         piece.run(0, {"v0": np.ones((2, 6), dtype=np.float32)})
-    monkeypatch.setattr(module.io, "to_folder", full)
+    monkeypatch.setattr(module.io, "to_scratch", full)
     with Staged(chain(), SETTINGS) as staged, pytest.raises(BackendError, match="No space left"), staged.piece(["v2"]):
         pass
     assert list(temporary.iterdir()) == []
