@@ -17,6 +17,7 @@ from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.to_onnx import relative_error
 from onnxprune.exporters.to_torch import OnnxModule, to_torch
 from onnxprune.exporters.write_back import check_writable, write_back
+from onnxprune.models.features import Features, matched
 from onnxprune.models.options import TrainOptions
 from onnxprune.models.scoring import Scores
 from onnxprune.models.sources import TrainingData
@@ -123,8 +124,9 @@ def finetune(
     module = whole(to_torch(model, trainable=trainable, batchnorm=batchnorm))
     if not module.trained():
         raise ModelError("the graph has no weights that could be trained")
-    student = Student(module, lesson.features)
-    task = Teaching(student, _taught(teacher), lesson, data.train)
+    features = Features() if teacher is None else matched(model, teacher, lesson.features)
+    student = Student(module, features.names)
+    task = Teaching(student, _taught(teacher), lesson, data.train, features)
     options = replace(options, augment=_augment(options.augment, data))
     device = open_device(options.device)
     student.to(device)

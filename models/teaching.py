@@ -18,6 +18,7 @@ from onnxprune.evaluate.maps import IGNORED, fitting_map
 from onnxprune.evaluate.regression import fitting_values
 from onnxprune.exporters.to_torch import OnnxModule
 from onnxprune.models import distributed
+from onnxprune.models.features import Features
 from onnxprune.models.scoring import Scores
 
 __all__ = ["LOSSES", "Lesson", "Student", "Teaching"]
@@ -25,6 +26,7 @@ __all__ = ["LOSSES", "Lesson", "Student", "Teaching"]
 LOSSES = ("distill", "labels", "both")
 _CHUNK = 256
 _DECIDED = ("class scores", "class maps")
+_NONE = Features()
 _LEAST = 1e-12  # below any variance or probability that counts
 
 
@@ -35,8 +37,9 @@ class Lesson:
     Attributes:
         loss: ``distill`` (the teacher's outputs; labels are not read), ``labels``, or ``both`` with equal weight.
         temperature: Class scores are divided by it before they are compared (Hinton, Vinyals, Dean 2015, section 2).
-        features: Inner values of both graphs, of the same shape, whose difference counts as well.
-        feature_weight: Their factor; each is a mean squared error over the teacher's variance.
+        features: Inner values whose difference counts as well: names, globs, ``re:`` patterns, or ``auto``
+            (:func:`~onnxprune.models.features.matched`).
+        feature_weight: Factor of their mean; each is a mean squared error over the teacher's variance.
         label_smoothing: Share of a label spread over all classes.
         kinds: What outputs are taken as (``--output-kind``), by name.
 
@@ -63,15 +66,31 @@ class Lesson:
 
 
 class Student(nn.Module):
-    """A graph whose forward takes its inputs in order and returns outputs and inner values by name."""
+    """A graph whose forward takes its inputs in order and returns outputs and inner values by name.
 
-    def __init__(self, module: OnnxModule, features: Sequence[str] = ()) -> None:
+    Of inner values in ``staying`` (a teacher's) it returns the given positions of the given axes alone.
+    """
+
+    def __init__(
+        self,
+        module: OnnxModule,
+        features: Sequence[str] = (),
+        staying: Mapping[str, Mapping[int, np.ndarray]] | None = None,
+    ) -> None:
         super().__init__()
         self.module, self.features = module, tuple(features)
+        self._staying = [
+            (name, axis, torch.from_numpy(indices))
+            for name, axes in (staying or {}).items()
+            for axis, indices in axes.items()
+        ]
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Run the graph; half precision is computed in the type of its weights."""
-        return self.module.run(dict(zip(self.module.inputs, inputs, strict=True)), self.features)
+        found = self.module.run(dict(zip(self.module.inputs, inputs, strict=True)), self.features)
+        for name, axis, indices in self._staying:
+            found[name] = found[name].index_select(axis, indices.to(found[name].device))
+        return found
 
 
 class Teaching:
@@ -86,17 +105,25 @@ class Teaching:
         teacher: What it learns from; None with ``loss="labels"``.
         lesson: How.
         first: A few examples, to see what the outputs are.
+        features: The inner values that the lesson asks for, as the two graphs have them.
 
     Raises:
         OptionError: If there is nothing to learn from, or a feature is not in both graphs.
         DataError: If labels are wanted that the examples lack.
     """
 
-    def __init__(self, student: Student, teacher: OnnxModule | None, lesson: Lesson, first: Examples) -> None:
+    def __init__(
+        self,
+        student: Student,
+        teacher: OnnxModule | None,
+        lesson: Lesson,
+        first: Examples,
+        features: Features = _NONE,
+    ) -> None:
         if teacher is None and lesson.loss != "labels":
             raise OptionError(f"loss {lesson.loss!r} learns from the original's outputs: give --teacher, or labels")
         self.lesson, self.names = lesson, student.module.inputs
-        self.teacher = None if teacher is None else Student(teacher.eval(), lesson.features)
+        self.teacher = None if teacher is None else Student(teacher.eval(), features.names, features.staying)
         check_asked(lesson.kinds, student.module.outputs)
         batch = next(first.batches(min(2, first.count)))
         inputs, _ = self.read(batch)
@@ -104,6 +131,7 @@ class Teaching:
             outputs = student.eval()(*inputs)
             wanted = outputs if self.teacher is None else self.teacher(*inputs)
         self._check_alike(student, outputs, wanted)
+        self.features = features.names
         arrays = {name: _array(outputs[name]) for name in student.module.outputs}
         self.kinds: dict[str, OutputKind] = {
             name: judged_kind(name, array, len(batch.rows), lesson.kinds, batch.targets)
@@ -188,8 +216,9 @@ class Teaching:
         if wanted is not None and self.lesson.loss != "labels":
             kinds = ((name, kind) for name, kind in self.kinds.items() if kind != "discrete")
             parts += [self._distance(name, kind, outputs[name].float(), wanted[name].float()) for name, kind in kinds]
-            for name in self.lesson.features:
-                parts.append(self.lesson.feature_weight * _relative(outputs[name].float(), wanted[name].float()))
+            for name in self.features:
+                share = self.lesson.feature_weight / len(self.features)
+                parts.append(share * _relative(outputs[name].float(), wanted[name].float()))
         if self.lesson.loss != "distill":
             parts.append(self._marking(outputs, answers))
         return torch.stack(parts).sum()
@@ -245,7 +274,7 @@ class Teaching:
             if tensor.shape != theirs[name].shape:
                 shapes = " against ".join(str(tuple(each.shape)) for each in (tensor, theirs[name]))
                 said = f"'{name}' has other shapes in model and teacher: {shapes}"
-                raise OptionError(said) if name in self.lesson.features else ModelError(said)
+                raise ModelError(said) if name in student.module.outputs else OptionError(said)
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> list[float]:

@@ -34,8 +34,14 @@ Examples:
 @click.option("--preprocess", type=click.Path(), help="how pixels become inputs  [default: what the model says]")
 @click.option("--loss", help="distill, labels or both  [default: distill with --teacher, else labels]")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="class scores are divided by it")
-@click.option("--feature", "features", multiple=True, metavar="NAME", help="inner value to match too (repeatable)")
-@click.option("--feature-weight", type=float, default=1.0, show_default=True, help="factor of --feature")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="NAME",
+    help="inner values to match too: names, globs, re:..., or auto (repeatable)",
+)
+@click.option("--feature-weight", type=float, default=1.0, show_default=True, help="factor of the mean over --feature")
 @click.option("--trainable", metavar="NAMES", help="initialisers to train: names, globs, re:..., parted by ;")
 @click.option("--batchnorm", default="frozen", show_default=True, help="frozen statistics, or train")
 @output_kind_option

@@ -78,7 +78,7 @@ def test_scoring_trains_nothing(cli: Run, files: tuple[Path, ...]) -> None:
         (("--loss", "distill"), 2, "learns from the original's outputs: give --teacher"),
         (("--loss", "both", "--teacher", "M"), 3, "no labels that fit"),
         (("--loss", "teach", "--teacher", "M"), 2, "accepted are distill, labels, both"),
-        (("--teacher", "M", "--feature", "nowhere"), 3, "computes no value 'nowhere'"),
+        (("--teacher", "M", "--feature", "nowhere"), 2, "'nowhere' is of no value that both graphs"),
         (("--teacher", "M", "--trainable", "nowhere"), 2, "names no initialiser"),
         (("--teacher", "M", "--batchnorm", "fixed"), 2, "frozen and train are accepted"),
         (("--teacher", "M", "--sync-bn"), 2, "sync-bn is for modules of the zoo"),

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from onnxprune.data import Examples
 from onnxprune.errors import DataError, ModelError, OptionError
 from onnxprune.exporters.to_torch import to_torch
+from onnxprune.models.features import Features, matched
 from onnxprune.models.teaching import Lesson, Student, Teaching
 
 CPU = torch.device("cpu")
@@ -44,10 +45,11 @@ def examples(count: int = 12, **more: Any) -> Examples:
 
 def learnt(lesson: Lesson, *models: ir.Model, given: Examples | None = None) -> tuple[float, Teaching, Student]:
     """Return the loss over all examples, the objective and its student."""
-    student = Student(to_torch(models[0]), lesson.features)
+    features = matched(models[0], models[1], lesson.features) if len(models) > 1 else Features()
+    student = Student(to_torch(models[0]), features.names)
     teacher = to_torch(models[1]) if len(models) > 1 else None
     given = given or examples()
-    task = Teaching(student, teacher, lesson, given)
+    task = Teaching(student, teacher, lesson, given, features)
     return task.score(student, given, CPU).loss, task, student
 
 
@@ -90,7 +92,7 @@ def test_inner_values_count_where_they_are_named() -> None:
     found, _, _ = learnt(Lesson(features=("h",), feature_weight=0.5), linear(1, two), linear(2, two))
     extra = ((scores(1) - scores(2)) ** 2).mean() / scores(2).var()
     assert found - without == pytest.approx(0.5 * float(extra), rel=1e-4)
-    with pytest.raises(ModelError, match="computes no value 'z'"):
+    with pytest.raises(OptionError, match="feature 'z' is of no value that both graphs compute"):
         learnt(Lesson(features=("z",)), linear(1), linear(2))
 
 
