@@ -49,10 +49,10 @@ def matched(model: ir.Model, teacher: ir.Model, asked: Sequence[str]) -> Feature
     alike = [str(out.name) for node in model.graph for out in node.outputs if str(out.name) in theirs]
     found: list[str] = []
     for each in asked:
-        names = _read(model, alike) if each == AUTO else _named(alike, each)
-        if not names:
+        fitting = _read(model, alike) if each == AUTO else _named(alike, each)
+        if not fitting:
             raise OptionError(f"feature '{each}' is of no value that both graphs compute")
-        found += names
+        found += fitting
     names = tuple(dict.fromkeys(found))
     return Features(names, staying_channels(teacher, model, names))
 
