@@ -79,7 +79,7 @@ def _serve(line: Connection) -> None:
                 subject = None
                 subject = Subject(name, path)
             setting = SETTINGS[place]
-            if subject.cost.macs > setting.most:
+            if subject.cost.params > setting.most:
                 line.send(Outcome(name, setting.recipe, "slow", 0.0))
             else:
                 line.send(attempt(subject, setting))

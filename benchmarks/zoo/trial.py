@@ -38,9 +38,9 @@ _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 class Setting:
     """A recipe and what it is for: ``neutral`` must change nothing, otherwise the cost ``falls``, if anything does.
 
-    ``zeroed``: half of the channels get zero weights first. ``most`` is the number of MACs from which it takes too
-    long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe ``{examples}``
-    is the folder of examples, ``{middle}`` a tensor halfway through the graph.
+    ``zeroed``: half of the channels get zero weights first. ``most`` is the number of parameters from which
+    it takes too long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe
+    ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph.
     """
 
     name: str
@@ -62,10 +62,10 @@ def _strong(name: str, falls: str, *recipes: str, most: float = float("inf"), la
         yield Setting(name, text, falls=falls, most=most, late=late)
 
 
-# Refitting every layer takes more than a minute from about so many MACs on, with two images too.
-_REFITTED = 1.6e9
-# Sharing a budget out by measurement runs a graph some hundred times: too long from so many MACs on.
-_SURVEYED = 1e8
+# Refitting every layer takes more than a minute on one core from about so many parameters on.
+_REFITTED = 7.5e6
+# Sharing a budget out by measurement runs a graph some hundred times: too long from so many parameters on.
+_SURVEYED = 1e6
 _CUSTOM = "custom(function='{{examples}}/{}')"
 SETTINGS: tuple[Setting, ...] = (
     *_neutral("cleanup", "cleanup"),
@@ -100,7 +100,7 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
     Setting("dequantize", "int8,dequantize"),
     *_neutral("distill", "distill(epochs=0)"),
-    *_strong("distill", "nonzero", "magnitude(sparsity=0.5,values=original),distill(epochs=1,augment=none)", most=5e9),
+    *_strong("distill", "nonzero", "magnitude(sparsity=0.5,values=original),distill(epochs=1,augment=none)"),
     *_neutral("extract", "extract(recipe=(filters(keep=1)))", "extract(recipe=(filters(keep=1)),outputs={middle})"),
     *_strong("extract", "macs", "extract(recipe=(filters(flops=0.5)),outputs={middle})"),
     *_neutral("replace", "replace(pattern='Relu(x)',by='Relu(x)')"),
