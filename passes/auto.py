@@ -16,6 +16,7 @@ from onnxprune.fit.factoring import pair_rows, refitted
 from onnxprune.fit.pairing import Pairer, partable
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing
+from onnxprune.fit.survey import NO_DECISIONS
 from onnxprune.graph.factorise import KINDS, OUTPUT, POLYADIC
 from onnxprune.graph.selection import Selection
 
@@ -97,7 +98,9 @@ class Auto:
             return Plan((), ("what becomes of every layer is decided with calibration data; give --data or --calib",))
         pairer = self._pairer(model, context)
         choice = pairer.shared(Sizing.of(self))
-        note = f"predicted agreement {choice.agreement:.3f}: a rough guide, from {context.examples.count} examples"
+        note = NO_DECISIONS
+        if choice.agreement is not None:
+            note = f"predicted agreement {choice.agreement:.3f}: a rough guide, from {context.examples.count} examples"
         widths = [
             {"node": name, "kind": "fewer channels", "rank": width, "full": pairer.tally.full[name]}
             for name, width in choice.widths.items()

@@ -16,6 +16,7 @@ from onnxprune.fit.iditer import iditer
 from onnxprune.fit.interpolate import fold, foldable, observer, reduce_space, tap_of
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing, plan_spaces, reached, tally_of
+from onnxprune.fit.survey import NO_DECISIONS
 from onnxprune.graph import spaces, surgery
 from onnxprune.graph.cleanup import finish, prepare
 from onnxprune.graph.kept import record_kept
@@ -153,6 +154,8 @@ class Id:
             return replace(found, notes=(*found.notes, _UNPREDICTED))
         cutter = self._cutter(model, context)
         found = plan_spaces(self, analysis, chosen, skipped, context, cutter.allocated(sizing))
+        if not cutter.survey.decides:
+            return replace(found, notes=(*found.notes, NO_DECISIONS))
         note = f"the predicted agreement is a rough guide, from {context.examples.count} examples"
         return replace(found, notes=(*found.notes, note), curve=tuple(_curve(cutter, sizing, context)))
 
@@ -190,7 +193,8 @@ class Id:
         cut = cutter.cut(widths)
         numbers: dict[str, Any] = {"spaces": len(cutter.chosen), "layers": cut.spaces, "refits": cut.refits}
         if "survey" in cutter.__dict__:
-            numbers["predicted_agreement"] = cutter.survey.agreement(widths)
+            predicted = cutter.survey.agreement(cutter.survey.loss(widths))
+            numbers |= {} if predicted is None else {"predicted_agreement": predicted}
             numbers["sensitivity"] = [
                 {"space": name, "width": m.place, "divergence": m.loss, "disagreement": m.disagreement}
                 for name, curve in cutter.survey.curves.items()
@@ -279,7 +283,7 @@ def _curve(cutter: Cutter, sizing: Sizing, context: Context) -> Iterator[dict[st
         yield {
             sizing.name: value,
             "reached": whole.cost(widths) / (whole.limit or 1),
-            "predicted agreement": cutter.survey.agreement(widths),
+            "predicted agreement": cutter.survey.agreement(cutter.survey.loss(widths)),
             "widths": widths,
         }
 

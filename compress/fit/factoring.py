@@ -88,7 +88,7 @@ def refitted(
     numbers: dict[str, Any] = {"pairs": pair_rows(pairer.units, choice.pairs), "refits": cut.refits}
     if pairer.chosen:
         numbers |= {"spaces": len(pairer.chosen), "layers": cut.spaces}
-    if choice.places or choice.widths:
+    if choice.agreement is not None and (choice.places or choice.widths):
         numbers["predicted_agreement"] = choice.agreement
     skipped = {**pairer.skipped, **left_alone(pairer.units, choice.pairs)}
     warnings = sizing.unaligned({row["space"]: row["kept"] for row in cut.spaces})
@@ -96,13 +96,13 @@ def refitted(
 
 
 def _fastest(pairer: Pairer, sizing: Sizing, ways: Sequence[Callable[[Sizing], Choice]]) -> Choice:
-    """Return the choice of the highest predicted agreement among those within a latency, or the fastest."""
+    """Return the choice of the least predicted loss among those within a latency, or the fastest."""
     found = [
         timed_within(sizing.value, pairer, sizing, way, lambda one: pairer.shrunk(one.widths, one.pairs))
         for way in ways
     ]
     met = [choice for choice, took in found if took <= sizing.value]
-    return max(met, key=lambda one: one.agreement) if met else min(found, key=lambda one: one[1])[0]
+    return min(met, key=lambda one: one.loss) if met else min(found, key=lambda one: one[1])[0]
 
 
 def pairer_of(model: ir.Model, context: Context, fit: Fit, selection: Selection, kinds: tuple[str, ...]) -> Pairer:

@@ -35,13 +35,15 @@ _NODE = "node "
 class Choice:
     """Widths of spaces, and pairs by the names of the nodes that they replace.
 
-    ``places`` are those of the nearest cheaper options in the offers, ``agreement`` is what is predicted.
+    ``places`` are those of the nearest cheaper options in the offers; ``loss`` and ``agreement`` are predicted, the
+    latter None for a model that decides nothing.
     """
 
     widths: Mapping[str, int]
     pairs: Mapping[str, Pair]
     places: Mapping[str, int]
-    agreement: float = 1.0
+    loss: float = 0.0
+    agreement: float | None = None
 
 
 def partable(
@@ -131,8 +133,8 @@ class Pairer(Cutter):
         )
         choice = self.choice(found_widths, curves)
         lost = sum(float(curves[name].loss[place]) for name, place in choice.places.items())
-        predicted = found.agreement(choice.widths, lost)
-        return replace(choice, pairs=bill.filled(choice, budget.limit), agreement=predicted)
+        lost += found.loss(choice.widths)
+        return replace(choice, pairs=bill.filled(choice, budget.limit), loss=lost, agreement=found.agreement(lost))
 
     def families(self) -> list[str]:
         """Return the families that differ here, the one of everything first."""

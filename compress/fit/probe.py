@@ -79,6 +79,11 @@ class Probe:
         self.small, self.judges = self.small.held(_ROOM), self.judges.held(_ROOM)
         self.outputs = self._run(work.original, self.judges)
 
+    @property
+    def decides(self) -> bool:
+        """Whether the model gives class scores, so that decisions can be told apart."""
+        return any(output_kind(array) == "class scores" for array in self.outputs[0].values())
+
     def alone(self, space: ChannelSpace, found: Elimination, pairs: Sequence[tuple[Link, Sums]]) -> list[Measured]:
         """Measure a space with its readers refitted on the moments at hand."""
         measured = []

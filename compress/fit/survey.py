@@ -44,25 +44,30 @@ class Curve:
     measured: tuple[Measured, ...]
 
 
+NO_DECISIONS = "no agreement is predicted: the model gives no class scores"
+
+
 @dataclass(frozen=True, eq=False)
 class Survey:
     """The curves of all spaces, and how disagreement follows from divergence.
 
-    ``ranks`` are those of single nodes, ``pairs`` the same without sums of products.
+    ``ranks`` are those of single nodes, ``pairs`` the same without sums of products. ``decides`` tells whether the
+    model gives class scores: without, no agreement can be predicted.
     """
 
     curves: Mapping[str, Curve]
     slope: float
     ranks: Mapping[str, RankCurve] = field(default_factory=dict)
     pairs: Mapping[str, RankCurve] = field(default_factory=dict)
+    decides: bool = True
 
-    def agreement(self, widths: Mapping[str, int], lost: float = 0.0) -> float:
-        """Return the predicted agreement when every space is cut to these widths: a rough guide, not evidence.
+    def loss(self, widths: Mapping[str, int]) -> float:
+        """Return the predicted loss when every space is cut to these widths."""
+        return sum(float(curve.loss[widths[name]]) for name, curve in self.curves.items() if name in widths)
 
-        ``lost`` is the loss of what was chosen for single nodes.
-        """
-        total = lost + sum(float(curve.loss[widths[name]]) for name, curve in self.curves.items() if name in widths)
-        return float(max(0.0, 1.0 - self.slope * np.sqrt(total)))
+    def agreement(self, loss: float) -> float | None:
+        """Return the predicted agreement at a predicted loss: a rough guide, not evidence. None without decisions."""
+        return float(max(0.0, 1.0 - self.slope * np.sqrt(loss))) if self.decides else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +160,8 @@ def survey(
     told = [*(curve.measured for curve in curves.values()), *(curve.measured for curve in ranks.values())]
     top = sum(np.sqrt(max(one.loss, 0.0)) * one.disagreement for points in told for one in points)
     bottom = sum(max(one.loss, 0.0) for points in told for one in points)
-    return Survey(curves, float(top / bottom) if bottom > 0 else 0.0, ranks, pairs)
+    slope = float(top / bottom) if bottom > 0 else 0.0
+    return Survey(curves, slope, ranks, pairs, probe is None or probe.decides)
 
 
 def _made_up_for(alone: Sequence[Measured], behind: Sequence[Measured]) -> list[Measured]:

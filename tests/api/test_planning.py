@@ -111,3 +111,20 @@ def test_the_command_line_reads_data_where_it_is_given(
 def test_missing_data_is_one_sentence(conv_net_path: Path) -> None:
     with pytest.raises(DataError, match=r"^no such file or folder: 'gone\.npz'"):
         plan(conv_net_path, "id", calib="gone.npz")
+
+
+@pytest.mark.parametrize("recipe", ["id(flops=0.5)", "auto(flops=0.5)"])
+def test_no_agreement_is_predicted_of_a_model_that_decides_nothing(
+    digits_net: Callable[..., onnx.ModelProto], digits: dict[str, dict[str, np.ndarray]], recipe: str
+) -> None:
+    model = digits_net()
+    logits = model.graph.output[0].name
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "last"))
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", [logits, "last"], ["value"]))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, ["batch", 1]))
+    calib = {"input": digits["calib"]["input"]}
+    (found,) = plan(model, recipe, calib=calib, options=ONE)
+    assert not found.curve
+    assert "no agreement is predicted: the model gives no class scores" in found.notes
+    done = onnxprune.compress(model, recipe, calib=calib, eval=calib, options=ONE)
+    assert "predicted_agreement" not in done.report.steps[0].numbers
