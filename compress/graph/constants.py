@@ -223,23 +223,25 @@ def fold(model: ir.Model, removable: Callable[[ir.Node], bool] = lambda node: Tr
 
 
 def _evaluate(node: ir.Node, version: int) -> list[np.ndarray] | None:
-    inputs = [array(value) for value in node.inputs if value is not None]
+    given = [value for value in node.inputs if value is not None]
     plain = node.domain == "" and node.op_type not in _NEVER_FOLDED
-    bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-    if not plain or bodies or not inputs or any(data is None for data in inputs):
+    # Most nodes end here: nothing is read before it is known that all of it is constant.
+    if not plain or not given or any(constant(value) is None for value in given):
         return None
-    feeds = {str(v.name): data for v in node.inputs if v is not None and (data := array(v)) is not None}
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return None
+    feeds = {str(v.name): data for v in given if (data := array(v)) is not None}
     results = compute(node, feeds, version)
     if results is None:
         return None  # an operator that the reference cannot run stays as it is
-    given = sum(data.nbytes for data in feeds.values())
+    size = sum(data.nbytes for data in feeds.values())
     if any(not isinstance(r, np.ndarray | np.generic) or r.dtype.kind in "OSU" for r in results):
         return None
     arrays = [np.asarray(r) for r in results]
     declared = [out.dtype for out in node.outputs if out.name]
     if any(t is not None and t != ir.DataType.from_numpy(a.dtype) for t, a in zip(declared, arrays, strict=True)):
         return None  # the reference computed in another type than the graph would
-    return arrays if sum(a.nbytes for a in arrays) <= given + _GROWTH_LIMIT else None
+    return arrays if sum(a.nbytes for a in arrays) <= size + _GROWTH_LIMIT else None
 
 
 def compute(node: ir.Node, feeds: dict[str, np.ndarray], version: int) -> list[Any] | None:

@@ -151,13 +151,14 @@ def refresh_shapes(model: ir.Model) -> None:
     light = _light(model)
     for kept, cleared in zip(model.graph.outputs, light.graph.outputs, strict=True):
         cleared.shape = kept.shape
-    inferred = ir.serde.deserialize_model(_infer(light))
-    values = ir.convenience.create_value_mapping(inferred.graph)
+    inferred = _infer(light).graph
+    infos = {info.name: info for info in [*inferred.input, *inferred.output, *inferred.value_info]}
     for node in model.graph:
         for value in node.outputs:
             if value.is_graph_output():
                 continue
-            source = values.get(str(value.name))
-            value.shape = source.shape if source is not None else None
-            if source is not None and source.type is not None:
-                value.type = source.type
+            info = infos.get(str(value.name))
+            value.shape = None if info is None else ir.serde.deserialize_type_proto_for_shape(info.type)
+            kind = None if info is None else ir.serde.deserialize_type_proto_for_type(info.type)
+            if kind is not None:
+                value.type = kind
