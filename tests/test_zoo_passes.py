@@ -90,6 +90,8 @@ def test_what_a_wrong_pass_does_shows(zoo: Any, subject: Any, monkeypatch: pytes
         raise KeyError("conv")
 
     assert told(scaled(2.0), neutral=True).startswith("relative error")
+    small = told(scaled(1.002), neutral=True)  # near enough to be run in double precision, where it stays
+    assert small.startswith("relative error") and 1e-4 < float(small.split()[2].rstrip(",")) < 1e-3
     assert "not finite" in told(scaled(float("nan")))
     assert told(lambda model: None, falls="macs") == "macs did not fall, and nothing says why"
     assert "names, types or shapes" in told(renamed)
