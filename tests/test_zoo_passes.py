@@ -129,8 +129,9 @@ def test_the_table_counts_and_names(zoo: Any) -> None:
         outcome("b", "cleanup", "refused", 2.0, "no", ("too small",)),
         outcome("c", "cleanup", "failed", 0.1, "wrong"),
         outcome("d", "cleanup", "slow", 60.0),
+        outcome("e", "cleanup", "large", 0.0),
     ]
     text = "\n".join(passes.table(passes.chosen(["cleanup"]), found))
-    assert "| `cleanup` | 4 | 1 | 0 | 1 | 1 | 1 | b 2.0 s |" in text
+    assert "| `cleanup` | 5 | 1 | 0 | 1 | 1 | 1 | 1 | b 2.0 s |" in text
     assert "- 1: too small" in text and "- 1: refused: no" in text
     assert "- FAILED c cleanup: wrong" in text and "d cleanup" in text

@@ -5,8 +5,9 @@
 A neutral setting must give the source's outputs; after a strong one the model passes the checker, runs with the
 same interface and finite outputs, and its cost falls, or the step says what was left alone; a refusal is one
 sentence; the given model is never touched. One row per setting: on how many graphs the outputs are equal or
-changed, it was refused, took longer than the limit, or failed. With ``--log FILE`` outcomes are kept, and a second
-run goes on where the first one ended. The exit status is 1 where something failed.
+changed, it was refused, not tried because the graph is large, took longer than the limit, or failed. With
+``--log FILE`` outcomes are kept, and a second run goes on where the first one ended. The exit status is 1 where
+something failed.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _serve(line: Connection) -> None:
                 subject = Subject(name, path)
             setting = SETTINGS[place]
             if subject.cost.params > setting.most:
-                line.send(Outcome(name, setting.recipe, "slow", 0.0))
+                line.send(Outcome(name, setting.recipe, "large", 0.0))
             else:
                 line.send(attempt(subject, setting))
 
@@ -98,14 +99,14 @@ def label(setting: Setting) -> str:
 
 def table(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield the lines of the report: the table, why layers were left alone, refusals, failures."""
-    counted = ("equal", "changed", "refused", "slow", "failed")
+    counted = ("equal", "changed", "refused", "large", "slow", "failed")
     yield "| recipe | graphs | " + " | ".join(counted) + " | slowest |"
     yield "|" + "---|" * (3 + len(counted))
     by = {id(setting): [o for o in outcomes if o.recipe == _key(setting)] for setting in settings}
     for setting in settings:
         found = by[id(setting)]
         totals = Counter(o.status for o in found)
-        last = max((o for o in found if o.status != "slow"), key=lambda o: o.seconds, default=None)
+        last = max((o for o in found if o.status not in ("large", "slow")), key=lambda o: o.seconds, default=None)
         slowest = "" if last is None else f"{last.graph} {last.seconds:.1f} s"
         cells = [f"`{label(setting)}`", str(len(found)), *(str(totals[word]) for word in counted), slowest]
         yield "| " + " | ".join(cells) + " |"

@@ -112,7 +112,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """``status`` is equal, changed, refused, slow or failed; ``reasons`` say why layers or the whole were left alone.
+    """``status`` is equal, changed, refused, large, slow or failed; ``reasons`` say why layers or the whole were left alone.
 
     ``detail`` is the sentence of a refusal or failure, or empty.
     """
