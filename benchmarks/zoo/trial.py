@@ -112,9 +112,9 @@ SETTINGS: tuple[Setting, ...] = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """``status`` is equal, changed, refused, large, slow or failed; ``reasons`` say why layers or the whole were left alone.
+    """What came out: ``status`` is equal, changed, refused, large, slow or failed.
 
-    ``detail`` is the sentence of a refusal or failure, or empty.
+    ``reasons`` say why layers or the whole were left alone, ``detail`` is the sentence of a refusal or failure, or empty.
     """
 
     graph: str
