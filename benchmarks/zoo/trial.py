@@ -114,7 +114,8 @@ SETTINGS: tuple[Setting, ...] = (
 class Outcome:
     """What came out: ``status`` is equal, changed, refused, large, slow or failed.
 
-    ``reasons`` say why layers or the whole were left alone, ``detail`` is the sentence of a refusal or failure, or empty.
+    ``reasons`` say why layers or the whole were left alone; ``detail`` is the sentence of a refusal or failure, or
+    empty.
     """
 
     graph: str
