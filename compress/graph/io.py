@@ -131,7 +131,7 @@ def to_folder(model: ir.Model, folder: Path, name: str, *, inline: int | None = 
 def to_scratch(model: ir.Model, folder: Path) -> Path:
     """Write ``model`` into a folder for temporary files, to be read once by the checker or a session.
 
-    Weights of any size lie beside the graph: protobuf would copy them twice, and ONNX Runtime maps them.
+    Weights of more than a few megabytes lie beside the graph: protobuf would copy them twice, ONNX Runtime maps them.
     """
     return to_folder(model, folder, "model.onnx", inline=_SCRATCH_LIMIT)
 
