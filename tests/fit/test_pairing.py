@@ -178,7 +178,7 @@ def test_nodes_alone_and_nothing_to_change(networks: Any, bench: Any) -> None:
     none = Pairer(
         pairer.context.original, pairer.context, Fit(), lambda analysis: ([], {}), lambda model, shapes: ({}, {})
     )
-    assert none.shared(Sizing("flops", 0.5, 1)) == Choice({}, {}, {})
+    assert none.shared(Sizing("flops", 0.5, 1)) == Choice({}, {}, {}, agreement=1.0)
 
 
 def test_what_can_be_parted_and_why_not(net: Any, networks: Any) -> None:
