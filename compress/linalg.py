@@ -16,6 +16,8 @@ _LEFT = 1e-12
 _BATCH_BYTES = 1 << 26
 _DENSE_WIDTH = 6000
 _BATCHED_WIDTH = 64
+# A matrix with ones on its diagonal is solved without a ridge where its least eigenvalue is above this.
+_SAFE = 1e-12
 _PIVOT_BLOCK = 128
 
 
@@ -190,6 +192,25 @@ def solve_psd(matrix: np.ndarray, right: np.ndarray, ridge: float = 0.0) -> np.n
             return np.asarray(solve_triangular(lower.T, half, lower=False) * scale[:, None])
     solved = cho_solve(cho_factor(balanced + 1e-6 * np.eye(len(matrix))), wanted)
     return np.asarray(solved * scale[:, None])
+
+
+def solve_all_psd(matrices: np.ndarray, rights: np.ndarray) -> np.ndarray:
+    """Solve A X = B for every A of a stack [n, k, k], as :func:`solve_psd` does for one; rights [n, k, o]."""
+    result = np.zeros(rights.shape)
+    rest = np.arange(len(matrices))
+    if len(matrices) > 1 and matrices.shape[1] <= _BATCHED_WIDTH:
+        diagonal = np.diagonal(matrices, axis1=1, axis2=2)
+        roots = np.sqrt(np.maximum(diagonal, 0.0))
+        scale = np.divide(1.0, roots, out=np.zeros(roots.shape), where=roots > 0.0)[:, :, None]
+        balanced = matrices * scale * scale.transpose(0, 2, 1)
+        balanced[:, np.arange(matrices.shape[1]), np.arange(matrices.shape[1])] = 1.0
+        # The least eigenvalue tells whether the plain solution is safe; the others are taken one by one.
+        safe = np.linalg.eigvalsh(balanced)[:, 0] > _SAFE
+        result[safe] = np.linalg.solve(balanced[safe], rights[safe] * scale[safe]) * scale[safe]
+        rest = np.flatnonzero(~safe)
+    for place in rest:
+        result[place] = solve_psd(matrices[place], rights[place])
+    return result
 
 
 def _balanced(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

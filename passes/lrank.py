@@ -18,7 +18,7 @@ from onnxprune.fit.ranking import ranked
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing
 from onnxprune.fit.zeroing import usable
-from onnxprune.graph.factorise import KINDS, OUTPUT, Pair, kernel_of, unfold
+from onnxprune.graph.factorise import KINDS, OUTPUT, Pair, kernel_of, spectrum, unfold
 from onnxprune.graph.linear import Unit
 from onnxprune.graph.selection import Selection
 
@@ -131,7 +131,7 @@ class LRank:
 
     def _score(self, name: str, unit: Unit, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return squared singular values of the folded weight, and what is lost at every rank."""
-        squares = np.linalg.svd(unfold(unit.matrix()[0], kind, kernel_of(unit)), compute_uv=False) ** 2
+        squares = spectrum(unfold(unit.matrix()[0], kind, kernel_of(unit)))
         if self.scale == "norm":
             squares /= float(squares.sum()) or 1.0
         return squares, tails(squares)

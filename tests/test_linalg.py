@@ -14,6 +14,7 @@ from onnxprune.linalg import (
     interpolation_error,
     masked_least_squares,
     pivoted_cholesky,
+    solve_all_psd,
     solve_psd,
 )
 
@@ -205,6 +206,21 @@ def test_solve_psd_shrinks_with_its_ridge_and_takes_empty_and_dead_systems() -> 
     assert np.array_equal(solve_psd(np.zeros((2, 2)), np.zeros((2, 3))), np.zeros((2, 3)))
     assert np.array_equal(solve_psd(np.diag([4.0, 0.0]), np.ones((2, 1))), [[0.25], [0.0]])
     assert solve_psd(np.zeros((0, 0)), np.zeros((0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 5, 70])
+def test_solve_all_psd_solves_each_as_if_it_were_alone(size: int) -> None:
+    rng = np.random.default_rng(size)
+    roots = rng.standard_normal((6, size, size + 3))
+    roots[1, -1] = 0.0  # a dead feature
+    roots[2, -1] = roots[2, 0]  # singular where there is more than one
+    roots[3] = 0.0
+    roots[4] *= 1e-12 ** np.arange(size)[:, None].clip(max=1)
+    matrices, rights = roots @ roots.transpose(0, 2, 1), rng.standard_normal((6, size, 2))
+    found = solve_all_psd(matrices, rights)
+    want = np.stack([solve_psd(a, b) for a, b in zip(matrices, rights, strict=True)])
+    np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-9)
+    assert solve_all_psd(matrices[:0], rights[:0]).shape == (0, size, 2)
 
 
 def test_solve_psd_survives_an_indefinite_matrix_from_rounding() -> None:

@@ -10,7 +10,7 @@ from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.wide import FEATURES, Wide
 from onnxprune.graph.polyadic import Factors
-from onnxprune.linalg import masked_least_squares, solve_psd
+from onnxprune.linalg import masked_least_squares, solve_all_psd
 
 # The constant is not held back; this share keeps the system definite.
 _CONSTANT = 1e-8
@@ -80,13 +80,14 @@ def refit(
         if folded <= before:
             start, before = other, folded
     result = start.copy()
-    for group in range(groups):
-        live = np.append(keep[group], shiftable)
-        if isinstance(moments, Wide):
-            change = moments.change(start[group], live, ridge, preserve_zeros)
-        else:
-            change = _change(moments, start[group], live, group, ridge, preserve_zeros)
-        result[group][live] += change
+    live = np.column_stack([keep, np.full(groups, shiftable)])
+    if isinstance(moments, Wide):
+        result[0][live[0]] += moments.change(start[0], live[0], ridge, preserve_zeros)
+    else:
+        kinds, kind = np.unique(live, axis=0, return_inverse=True)
+        for place, each in enumerate(kinds):
+            alike = np.flatnonzero(kind.ravel() == place)
+            result[np.ix_(alike, each)] += _change(moments, start[alike], each, alike, ridge, preserve_zeros)
     spread = moments.spread() or 1.0
     after = moments.error(result)
     if not after <= before:  # rounding alone can do that, in problems without an error
@@ -108,51 +109,57 @@ def _folded(
 
 
 def _change(
-    moments: Moments, start: np.ndarray, live: np.ndarray, group: int, ridge: float, preserve_zeros: bool
+    moments: Moments, start: np.ndarray, live: np.ndarray, alike: np.ndarray, ridge: float, preserve_zeros: bool
 ) -> np.ndarray:
-    """Return what is to be added to the live rows of ``start`` [live, O]."""
-    gram = moments.gram[group][np.ix_(live, live)]
-    misses = moments.cross[group] - moments.gram[group] @ start
-    right = misses[live]
+    """Return what is to be added to the live rows of ``start``, [n, live, O] for the n groups that have such rows."""
+    gram = moments.gram[np.ix_(alike, live, live)]
+    misses = moments.cross[alike] - moments.gram[alike] @ start
+    right = misses[:, live]
     weights = int(live[:-1].sum())
     if not weights and not live[-1]:
-        return np.zeros((0, start.shape[1]))
-    shift = ridge * float(np.mean(gram.diagonal()[:weights])) if weights else 0.0
-    if shift > 0.0 and moments.rows < _FEW * weights:
-        energy = moments.energy[group].sum() - np.sum(start * (moments.cross[group] + misses))
-        shift *= _factor(gram, right, float(energy), moments.rows, shift, bool(live[-1]))
-    ridges = np.full(len(gram), shift)
+        return np.zeros(right.shape)
+    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    shift = ridge * diagonal[:, :weights].mean(axis=1) if weights else np.zeros(len(gram))
+    few = shift > 0.0
+    if few.any() and moments.rows < _FEW * weights:
+        energy = moments.energy[alike].sum(axis=1) - np.sum(start * (moments.cross[alike] + misses), axis=(1, 2))
+        shift[few] *= _factor(gram[few], right[few], energy[few], moments.rows, shift[few], bool(live[-1]))
+    ridges = np.repeat(shift[:, None], gram.shape[1], axis=1)
     if live[-1]:
-        ridges[-1] = _CONSTANT * gram[-1, -1]
-    gram = gram + np.diag(ridges)
-    zero = start[live] == 0.0
-    zero[weights:] = False
-    sparse = zero.any(axis=0) if preserve_zeros else np.zeros(start.shape[1], dtype=bool)
-    change = np.zeros((len(gram), start.shape[1]))
-    dead = gram.diagonal() <= 0.0
-    if (~sparse).any():
-        change[:, ~sparse] = solve_psd(gram, right[:, ~sparse])
-    if sparse.any():
-        support = ~zero[:, sparse].T & ~dead
-        change[:, sparse] = masked_least_squares(gram, right[:, sparse].T, support).T
+        ridges[:, -1] = _CONSTANT * gram[:, -1, -1]
+    dead = diagonal + ridges <= 0.0
+    gram = gram + ridges[:, :, None] * np.eye(gram.shape[1])
+    change = solve_all_psd(gram, right)
+    zero = start[:, live] == 0.0
+    zero[:, weights:] = False
+    sparse = zero.any(axis=1) & preserve_zeros
+    for place in np.flatnonzero(sparse.any(axis=1)):
+        own = sparse[place]
+        support = ~zero[place][:, own].T & ~dead[place]
+        change[place][:, own] = masked_least_squares(gram[place], right[place][:, own].T, support).T
     return change
 
 
-def _factor(gram: np.ndarray, right: np.ndarray, energy: float, rows: int, ridge: float, shiftable: bool) -> float:
-    """Return the multiple of the ridge with the least error to be expected on other rows.
+def _factor(
+    gram: np.ndarray, right: np.ndarray, energy: np.ndarray, rows: int, ridge: np.ndarray, shiftable: bool
+) -> np.ndarray:
+    """Return, per problem, the multiple of the ridge with the least error to be expected on other rows.
 
     ``gram`` and ``right`` are over live weights (the constant last where there is one), ``energy`` is the squared error
     at the start. With the residual's part along every eigenvector known, each multiple costs a sum.
     """
     if shiftable:
-        mean, middle = gram[-1, :-1], right[-1]
-        gram, right = gram[:-1, :-1] - np.outer(mean, mean) / rows, right[:-1] - np.outer(mean, middle) / rows
-        energy -= float(np.square(middle).sum()) / rows
+        mean, middle = gram[:, -1, :-1], right[:, -1]
+        gram = gram[:, :-1, :-1] - mean[:, :, None] * mean[:, None] / rows
+        right = right[:, :-1] - mean[:, :, None] * middle[:, None] / rows
+        energy = energy - np.square(middle).sum(axis=1) / rows
     values, vectors = np.linalg.eigh(gram)
-    values, squares = np.maximum(values, 0.0), np.square(vectors.T @ right).sum(axis=1)
+    values = np.maximum(values, 0.0)
+    squares = np.square(vectors.transpose(0, 2, 1) @ right).sum(axis=2)
     scores = []
-    for level in ridge * _FACTORS:
-        left = energy - float(np.sum(squares * (values + 2 * level) / np.square(values + level)))
-        free = rows - shiftable - float(np.sum(values / (values + level)))
-        scores.append(max(left, 1e-12 * energy, 0.0) / max(free, 1e-3) ** 2)
-    return float(_FACTORS[int(np.argmin(scores))])
+    for factor in _FACTORS:
+        level = factor * ridge[:, None]
+        left = energy - np.sum(squares * (values + 2 * level) / np.square(values + level), axis=1)
+        free = rows - shiftable - np.sum(values / (values + level), axis=1)
+        scores.append(np.maximum(left, np.maximum(1e-12 * energy, 0.0)) / np.maximum(free, 1e-3) ** 2)
+    return np.asarray(_FACTORS[np.argmin(scores, axis=0)])

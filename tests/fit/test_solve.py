@@ -151,6 +151,27 @@ def test_groups_are_problems_of_their_own() -> None:
         assert alone.error(both[None]) <= 1.01 * want.fitted * alone.spread()
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-4])
+def test_few_examples_of_groups_count_for_each_alone(ridge: float) -> None:
+    """Depthwise kernels: the ridge of every channel is its own, and a channel without data stays."""
+    case = Case(groups=5, taps=9, channels=1, outputs=1, rows=20, noise=0.5)
+    case.x[3] = 0.0
+    case.moments = Moments.empty(5, 9, 1)
+    case.moments.update(case.x, case.y)
+    keep = case.keeping(1)
+    keep[1] = False
+    found = case.refit(keep, ridge=ridge)
+    for group in range(5):
+        alone = Moments.empty(1, 9, 1)
+        alone.update(case.x[group : group + 1], case.y[:, group : group + 1])
+        own = slice(group, group + 1)
+        want = refit(alone, case.matrix[own], case.shift[own], keep[own], taps=9, ridge=ridge)
+        np.testing.assert_allclose(found.matrix[group], want.matrix[0], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(found.shift[group], want.shift[0], rtol=1e-6)
+    np.testing.assert_array_equal(found.matrix[3], case.matrix[3])
+    assert not found.matrix[1].any()
+
+
 def test_a_constant_that_cannot_be_written_stays() -> None:
     case = Case(noise=0.2)
     keep = case.keeping(5)

@@ -27,6 +27,7 @@ from onnxprune.graph.factorise import (
     factors,
     kernel_of,
     partings,
+    spectrum,
     split,
 )
 from onnxprune.graph.linear import Unit, linear_units
@@ -298,6 +299,11 @@ def test_factors_of_a_large_matrix_are_those_of_a_small_one(shape: Shape, monkey
         np.testing.assert_allclose(other[0] @ other[1], first @ second, atol=1e-10)
         np.testing.assert_allclose(np.square(first).sum(0), np.square(second).sum(1), rtol=1e-9)
     values = np.linalg.svd(data, compute_uv=False)
+    np.testing.assert_array_equal(spectrum(data), values**2)
+    monkeypatch.setattr(factorise, "_LARGE", 0)
+    np.testing.assert_allclose(spectrum(data), values**2, rtol=1e-10)
+    assert not spectrum(np.zeros(shape)).any()
+    monkeypatch.undo()
     first, second = factors(data, 2)
     assert np.square(data - first @ second).sum() == pytest.approx(np.square(values[2:]).sum())
     wide = factors(data, 8)
