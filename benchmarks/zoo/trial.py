@@ -33,6 +33,8 @@ _LARGE = 5e8
 _ROUNDING = 1e-3
 # Sizes are met within this share where widths allow.
 _UNDER = 0.02
+# Least squares take the third power of the features: up to so many a survey of three nodes takes a minute at most.
+_NARROW = 320
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -42,7 +44,8 @@ class Setting:
 
     ``zeroed``: half of the channels get zero weights first. ``most`` is the number of parameters from which
     it takes too long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe
-    ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph.
+    ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph, ``{three}`` the names
+    of three linear nodes there and ``{less}`` all FLOPs but a third of theirs.
     """
 
     name: str
@@ -98,6 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)"),
     *_strong("cp", "macs", "cp(flops=0.6)", most=_SURVEYED, late=True),
     *_neutral("auto", "auto(flops=1)"),
+    *_strong("auto", "macs", "auto(flops={less},only='{three}')"),
     *_strong("auto", "macs", "auto(flops=0.6)", most=_SURVEYED, late=True),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
     Setting("dequantize", "int8,dequantize"),
@@ -180,6 +184,40 @@ class Subject:
                 found.append((abs(2 * place - len(nodes)), str(next(iter(live)).name)))
         return min(found)[1] if found else None
 
+    def three(self) -> tuple[str, float] | None:
+        """Return three linear nodes near the middle as ``only=`` takes them, and all FLOPs but a third of theirs.
+
+        They read at most ``_NARROW`` features where there are such nodes (else the narrowest ones are taken), and one
+        has a kernel where one does; None where the graph has no linear node.
+        """
+        work = prepare(self.model)
+        cost = measure(work, self.shapes)
+        linear = [node for node in work.graph if _features(node) and (cost.nodes[str(node.name)].macs or 0) > 0]
+        narrow = [node for node in linear if _features(node) <= _NARROW] or sorted(linear, key=_features)[:3]
+        places = sorted(range(len(narrow)), key=lambda place: (abs(2 * place + 1 - len(narrow)), place))
+        sliding = next((place for place in places if _slides(narrow[place])), places[0] if places else 0)
+        places.sort(key=lambda place: place != sliding)
+        names = [str(narrow[place].name) for place in places[:3]]
+        share = sum(cost.nodes[name].macs or 0 for name in names) / max(cost.macs, 1)
+        patterns = ";".join(re.sub(r"[^\w./:-]", "?", name) for name in names)
+        return (patterns, round(1 - share / 3, 6)) if names else None
+
+
+def _slides(node: ir.Node) -> bool:
+    shape = constants.array(node.inputs[1]).shape if node.op_type == "Conv" else ()
+    return max(shape[2:], default=1) > 1
+
+
+def _features(node: ir.Node) -> int:
+    """Return how many features a node without groups multiplies by stored weights; 0 for all other nodes."""
+    group, turned = (node.attributes.get(name) for name in ("group", "transB"))
+    stored = constants.array(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or stored is None or (group and group.as_int() != 1):
+        return 0
+    if node.op_type == "Conv":
+        return int(np.prod(stored.shape[1:]))
+    return int(stored.shape[-1 if turned and turned.as_int() else -2])
+
 
 def _silence(value: ir.Value | None, axis: int, stays: np.ndarray) -> None:
     data = None if value is None or not value.is_initializer() else constants.array(value)
@@ -215,13 +253,17 @@ def _attempt(subject: Subject, setting: Setting) -> tuple[str, str, tuple[str, .
     middle = subject.middle() if "{middle}" in setting.recipe else None
     if "{middle}" in setting.recipe and middle is None:
         return "refused", "no single tensor links two halves of the graph", ()
+    three = subject.three() if "{three}" in setting.recipe else ("", 1.0)
+    if three is None:
+        return "refused", "no linear node with stored weights", ()
     source = subject.zeroed if setting.zeroed else subject.model
     before = measure(source, subject.shapes) if setting.zeroed else subject.cost
     want = run(source, subject.feeds) if setting.zeroed else subject.want
     untouched = digest(source) if setting.zeroed else subject.digest
     way = pipeline.Run(subject.examples(setting), Settings(batch_size=IMAGES, threads=1), subject.seed, subject.shapes)
     try:
-        items = recipe.parse(setting.recipe.format(examples=_EXAMPLES, middle=f"'{middle}'"))
+        text = setting.recipe.format(examples=_EXAMPLES, middle=f"'{middle}'", three=three[0], less=three[1])
+        items = recipe.parse(text)
         result, steps = pipeline.run(source, items, way)
     except BackendError:
         raise
