@@ -149,16 +149,14 @@ def finetune(
     return Tuned(result, before, before_test, trained, better, masked, _parity(student, result, data.validation, task))
 
 
-def score_graph(
-    model: ir.Model, teacher: ir.Model | None, examples: Examples, device: str, lesson: Lesson | None = None
-) -> Scores:
+def score_graph(model: ir.Model, teacher: ir.Model | None, examples: Examples, device: str) -> Scores:
     """Score a graph on examples, and against a teacher where there is one; nothing is trained.
 
     Raises:
         OptionError, ModelError, DataError: as :func:`finetune`.
     """
     student, place = Student(whole(to_torch(model))), open_device(device)
-    task = Teaching(student, _taught(teacher), lesson or Lesson("labels" if teacher is None else "distill"), examples)
+    task = Teaching(student, _taught(teacher), Lesson("labels" if teacher is None else "distill"), examples)
     return task.score(student.to(place), examples, place)
 
 

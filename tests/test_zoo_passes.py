@@ -61,7 +61,7 @@ def test_no_pass_that_surveys_fails(zoo: Any, subject: Any, name: str, recipe: s
     assert outcome.status in ("equal", "changed"), outcome.detail
 
 
-def test_three_nodes_from_the_middle(zoo: Any, subject: Any) -> None:
+def test_three_nodes_near_the_end(zoo: Any, subject: Any) -> None:
     assert subject("lstm-script").three() == ("/head/Gemm", pytest.approx(1, abs=1e-3))
     names, share = subject("autoencoder-script").three()
     assert len(names.split(";")) == 3 and 0.66 < share < 1

@@ -33,7 +33,7 @@ _LARGE = 5e8
 _ROUNDING = 1e-3
 # Sizes are met within this share where widths allow.
 _UNDER = 0.02
-# Least squares take the third power of the features: up to so many a survey of three nodes takes a minute at most.
+# Least squares take the third power of the features; three nodes of so many, with little behind them, take a minute.
 _NARROW = 320
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -45,7 +45,7 @@ class Setting:
     ``zeroed``: half of the channels get zero weights first. ``most`` is the number of parameters from which
     it takes too long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe
     ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph, ``{three}`` the names
-    of three linear nodes there and ``{less}`` all FLOPs but a third of theirs.
+    of three linear nodes near its end and ``{less}`` all FLOPs but a third of theirs.
     """
 
     name: str
@@ -101,7 +101,8 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)"),
     *_strong("cp", "macs", "cp(flops=0.6)", most=_SURVEYED, late=True),
     *_neutral("auto", "auto(flops=1)"),
-    *_strong("auto", "macs", "auto(flops={less},only='{three}')"),
+    *_strong("auto", "macs", "auto(flops={less},only='{three}',methods='lrank;cp')"),
+    *_strong("auto", "macs", "auto(flops={less},only='{three}')", most=_REFITTED),
     *_strong("auto", "macs", "auto(flops=0.6)", most=_SURVEYED, late=True),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
     Setting("dequantize", "int8,dequantize"),
@@ -185,27 +186,19 @@ class Subject:
         return min(found)[1] if found else None
 
     def three(self) -> tuple[str, float] | None:
-        """Return three linear nodes near the middle as ``only=`` takes them, and all FLOPs but a third of theirs.
+        """Return the last three narrow linear nodes as ``only=`` takes them, and all FLOPs but a third of theirs.
 
-        They read at most ``_NARROW`` features where there are such nodes (else the narrowest ones are taken), and one
-        has a kernel where one does; None where the graph has no linear node.
+        Narrow ones read at most ``_NARROW`` features; where no node does, the narrowest are taken. None where the
+        graph has no linear node.
         """
         work = prepare(self.model)
         cost = measure(work, self.shapes)
         linear = [node for node in work.graph if _features(node) and (cost.nodes[str(node.name)].macs or 0) > 0]
         narrow = [node for node in linear if _features(node) <= _NARROW] or sorted(linear, key=_features)[:3]
-        places = sorted(range(len(narrow)), key=lambda place: (abs(2 * place + 1 - len(narrow)), place))
-        sliding = next((place for place in places if _slides(narrow[place])), places[0] if places else 0)
-        places.sort(key=lambda place: place != sliding)
-        names = [str(narrow[place].name) for place in places[:3]]
+        names = [str(node.name) for node in narrow[-3:]]
         share = sum(cost.nodes[name].macs or 0 for name in names) / max(cost.macs, 1)
         patterns = ";".join(re.sub(r"[^\w./:-]", "?", name) for name in names)
         return (patterns, round(1 - share / 3, 6)) if names else None
-
-
-def _slides(node: ir.Node) -> bool:
-    shape = constants.array(node.inputs[1]).shape if node.op_type == "Conv" else ()
-    return max(shape[2:], default=1) > 1
 
 
 def _features(node: ir.Node) -> int:

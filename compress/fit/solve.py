@@ -10,7 +10,7 @@ from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.wide import FEATURES, Wide
 from onnxprune.graph.polyadic import Factors
-from onnxprune.linalg import masked_least_squares, solve_all_psd
+from onnxprune.linalg import masked_least_squares, pivoted_cholesky, solve_all_psd
 
 # The constant is not held back; this share keeps the system definite.
 _CONSTANT = 1e-8
@@ -112,13 +112,15 @@ def _change(
     moments: Moments, start: np.ndarray, live: np.ndarray, alike: np.ndarray, ridge: float, preserve_zeros: bool
 ) -> np.ndarray:
     """Return what is to be added to the live rows of ``start``, [n, live, O] for the n groups that have such rows."""
-    gram = moments.gram[np.ix_(alike, live, live)]
-    misses = moments.cross[alike] - moments.gram[alike] @ start
+    # Taking all of it by indices would copy what is tens of megabytes for wide layers.
+    own = moments.gram if len(alike) == len(moments.gram) else moments.gram[alike]
+    gram = own.copy() if live.all() else own[np.ix_(np.arange(len(own)), live, live)]
+    misses = moments.cross[alike] - own @ start
     right = misses[:, live]
     weights = int(live[:-1].sum())
     if not weights and not live[-1]:
         return np.zeros(right.shape)
-    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    diagonal = np.diagonal(gram, axis1=1, axis2=2).copy()
     shift = ridge * diagonal[:, :weights].mean(axis=1) if weights else np.zeros(len(gram))
     few = shift > 0.0
     if few.any() and moments.rows < _FEW * weights:
@@ -128,7 +130,8 @@ def _change(
     if live[-1]:
         ridges[:, -1] = _CONSTANT * gram[:, -1, -1]
     dead = diagonal + ridges <= 0.0
-    gram = gram + ridges[:, :, None] * np.eye(gram.shape[1])
+    index = np.arange(gram.shape[1])
+    gram[:, index, index] += ridges
     change = solve_all_psd(gram, right)
     zero = start[:, live] == 0.0
     zero[:, weights:] = False
@@ -153,9 +156,7 @@ def _factor(
         gram = gram[:, :-1, :-1] - mean[:, :, None] * mean[:, None] / rows
         right = right[:, :-1] - mean[:, :, None] * middle[:, None] / rows
         energy = energy - np.square(middle).sum(axis=1) / rows
-    values, vectors = np.linalg.eigh(gram)
-    values = np.maximum(values, 0.0)
-    squares = np.square(vectors.transpose(0, 2, 1) @ right).sum(axis=2)
+    values, squares = _spectrum(gram, right, rows)
     scores = []
     for factor in _FACTORS:
         level = factor * ridge[:, None]
@@ -163,3 +164,18 @@ def _factor(
         free = rows - shiftable - np.sum(values / (values + level), axis=1)
         scores.append(np.maximum(left, np.maximum(1e-12 * energy, 0.0)) / np.maximum(free, 1e-3) ** 2)
     return np.asarray(_FACTORS[np.argmin(scores, axis=0)])
+
+
+def _spectrum(gram: np.ndarray, right: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvalues of every Gram matrix of a stack, and the squared length of ``right`` along each vector.
+
+    So many rows have no more eigenvalues than that: where they are few the others, of zero, are not looked for.
+    """
+    if len(gram) == 1 and 2 * rows <= gram.shape[1]:
+        root = pivoted_cholesky(gram[0], rows).factor  # as many rows as there are eigenvalues
+        values, vectors = np.linalg.eigh(root @ root.T)
+        values = np.maximum(values, np.finfo(float).tiny)
+        along = vectors.T @ (root @ right[0])
+        return values[None], (np.square(along).sum(axis=1) / values)[None]
+    values, vectors = np.linalg.eigh(gram)
+    return np.maximum(values, 0.0), np.square(vectors.transpose(0, 2, 1) @ right).sum(axis=2)

@@ -35,6 +35,8 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     work = folded(model)
     unshare(work)
+    # Before IR version 4 ONNX Runtime refuses one that is neither read nor listed as an input.
+    remove_unread(work.graph)
     return work
 
 
@@ -174,15 +176,17 @@ def _equal(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:
 
 
 def remove_dead(model: ir.Model, removable: Removable = every_node) -> None:
-    """Drop nodes whose results nobody reads and initialisers without uses, in place.
-
-    Initialisers that a quantisation annotation names stay: no node reads them, but tools do.
-    """
+    """Drop nodes whose results nobody reads and initialisers without uses, in place."""
     graph = model.graph
-    quantised = annotated(graph)
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs) and removable(node):
             graph.remove(node, safe=True)
+    remove_unread(graph)
+
+
+def remove_unread(graph: ir.Graph) -> None:
+    """Drop initialisers without uses, in place; those that a quantisation annotation names stay, which tools read."""
+    quantised = annotated(graph)
     for value in list(graph.initializers.values()):
         needed = value.is_graph_input() or value.is_graph_output() or value.name in quantised
         if not value.uses() and not needed:

@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
-from onnxprune.fit.solve import Solution, refit
+from onnxprune.fit.solve import Solution, _spectrum, refit
 
 
 class Case:
@@ -149,6 +149,22 @@ def test_groups_are_problems_of_their_own() -> None:
         want = refit(alone, cut, case.shift[5 * group : 5 * group + 5], keep[group : group + 1], taps=2, ridge=1e-4)
         both = np.concatenate([found.matrix[group], found.shift[None, 5 * group : 5 * group + 5]])
         assert alone.error(both[None]) <= 1.01 * want.fitted * alone.spread()
+
+
+@pytest.mark.parametrize("rows", [4, 12, 30])
+def test_few_rows_have_few_eigenvalues(rows: int) -> None:
+    case = Case(channels=24, taps=3, rows=rows)
+    centred = np.asarray(case.x[0], np.float64) - case.x[0].mean(axis=0)
+    gram, right = centred.T @ centred, centred.T @ np.random.default_rng(0).standard_normal((rows, 5))
+    values, squares = _spectrum(gram[None], right[None], rows)
+    all_values, all_squares = _spectrum(np.stack([gram, gram]), np.stack([right, right]), rows)
+    assert values.shape[1] <= rows
+    for level in (1e-3, 1.0, 100.0):
+        for power in (1, 2):
+            few = np.sum(squares[0] / (values[0] + level) ** power)
+            assert few == pytest.approx(np.sum(all_squares[0] / (all_values[0] + level) ** power), rel=1e-6)
+        few = np.sum(values[0] / (values[0] + level))
+        assert few == pytest.approx(np.sum(all_values[0] / (all_values[0] + level)), rel=1e-6)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-4])
