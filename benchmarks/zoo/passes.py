@@ -20,6 +20,7 @@ import logging
 import multiprocessing
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -72,6 +73,7 @@ class Worker:
 
 def _serve(line: Connection) -> None:
     logging.disable(logging.WARNING)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     subject: Subject | None = None
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -84,6 +86,14 @@ def _serve(line: Connection) -> None:
                 line.send(Outcome(name, setting.recipe, "large", 0.0))
             else:
                 line.send(attempt(subject, setting))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent is gone, however that ended: a pass may go on for minutes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def chosen(wanted: Sequence[str]) -> list[Setting]:
