@@ -61,12 +61,14 @@ def test_no_pass_that_surveys_fails(zoo: Any, subject: Any, name: str, recipe: s
     assert outcome.status in ("equal", "changed"), outcome.detail
 
 
-def test_three_nodes_near_the_end(zoo: Any, subject: Any) -> None:
-    assert subject("lstm-script").three() == ("/head/Gemm", pytest.approx(1, abs=1e-3))
-    names, share = subject("autoencoder-script").three()
-    assert len(names.split(";")) == 3 and 0.66 < share < 1
-    text = zoo("passes").label(setting(zoo, "auto(flops={less},only='{three}')"))
-    assert text == "auto(three nodes)"
+def test_nodes_near_the_end_by_a_word(zoo: Any, subject: Any) -> None:
+    assert subject("lstm-script").last("two") == ("/head/Gemm", pytest.approx(1, abs=1e-3))
+    for word, count in (("two", 2), ("three", 3)):
+        names, share = subject("autoencoder-script").last(word)
+        assert len(names.split(";")) == count and 0.66 < share < 1
+    assert names.endswith(subject("autoencoder-script").last("two")[0])
+    label = zoo("passes").label
+    assert label(setting(zoo, "auto(flops={less},only='{three}')")) == "auto(three nodes)"
 
 
 def test_what_a_wrong_pass_does_shows(zoo: Any, subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def chosen(wanted: Sequence[str]) -> list[Setting]:
 def label(setting: Setting) -> str:
     """Return a setting as the table has it: short, and unlike all others."""
     text = re.sub(r"function='{examples}/(.*)'", r"\1", setting.recipe).replace("{middle}", "middle")
-    text = text.replace("flops={less},only='{three}'", "three nodes")
+    text = re.sub(r"flops={less},only='{(\w+)}'", r"\1 nodes", text)
     return f"{text} on zeroed channels" if setting.zeroed else text
 
 

@@ -33,8 +33,9 @@ _LARGE = 5e8
 _ROUNDING = 1e-3
 # Sizes are met within this share where widths allow.
 _UNDER = 0.02
-# Least squares take the third power of the features; three nodes of so many, with little behind them, take a minute.
-_NARROW = 320
+# Nodes that a recipe names by a word: how many of the last ones, of at most so many features. A survey refits what is
+# behind a node, and least squares take the third power of the features.
+_LAST = {"two": (2, 4608), "three": (3, 320)}
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -44,8 +45,8 @@ class Setting:
 
     ``zeroed``: half of the channels get zero weights first. ``most`` is the number of parameters from which
     it takes too long. ``late``: it takes long, and its turn comes when all graphs have had the others. In the recipe
-    ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph, ``{three}`` the names
-    of three linear nodes near its end and ``{less}`` all FLOPs but a third of theirs.
+    ``{examples}`` is the folder of examples, ``{middle}`` a tensor halfway through the graph, ``{two}`` and
+    ``{three}`` are names of linear nodes near its end and ``{less}`` all FLOPs but a third of theirs.
     """
 
     name: str
@@ -101,7 +102,7 @@ SETTINGS: tuple[Setting, ...] = (
     *_strong("cp", "macs", "cp(flops=0.5,reconstruct=none)"),
     *_strong("cp", "macs", "cp(flops=0.6)", most=_SURVEYED, late=True),
     *_neutral("auto", "auto(flops=1)"),
-    *_strong("auto", "macs", "auto(flops={less},only='{three}',methods='lrank;cp')"),
+    *_strong("auto", "macs", "auto(flops={less},only='{two}',methods='lrank;cp')"),
     *_strong("auto", "macs", "auto(flops={less},only='{three}')", most=_REFITTED),
     *_strong("auto", "macs", "auto(flops=0.6)", most=_SURVEYED, late=True),
     *_strong("int8", "bytes", "int8", "int8(mode=dynamic)"),
@@ -185,17 +186,18 @@ class Subject:
                 found.append((abs(2 * place - len(nodes)), str(next(iter(live)).name)))
         return min(found)[1] if found else None
 
-    def three(self) -> tuple[str, float] | None:
-        """Return the last three narrow linear nodes as ``only=`` takes them, and all FLOPs but a third of theirs.
+    def last(self, word: str) -> tuple[str, float] | None:
+        """Return the last linear nodes as ``only=`` takes them, and all FLOPs but a third of theirs.
 
-        Narrow ones read at most ``_NARROW`` features; where no node does, the narrowest are taken. None where the
-        graph has no linear node.
+        ``word`` says how many, and up to how many features they read; where no node reads so few, the narrowest are
+        taken. None where the graph has no linear node.
         """
+        count, most = _LAST[word]
         work = prepare(self.model)
         cost = measure(work, self.shapes)
         linear = [node for node in work.graph if _features(node) and (cost.nodes[str(node.name)].macs or 0) > 0]
-        narrow = [node for node in linear if _features(node) <= _NARROW] or sorted(linear, key=_features)[:3]
-        names = [str(node.name) for node in narrow[-3:]]
+        narrow = [node for node in linear if _features(node) <= most] or sorted(linear, key=_features)[:count]
+        names = [str(node.name) for node in narrow[-count:]]
         share = sum(cost.nodes[name].macs or 0 for name in names) / max(cost.macs, 1)
         patterns = ";".join(re.sub(r"[^\w./:-]", "?", name) for name in names)
         return (patterns, round(1 - share / 3, 6)) if names else None
@@ -246,8 +248,9 @@ def _attempt(subject: Subject, setting: Setting) -> tuple[str, str, tuple[str, .
     middle = subject.middle() if "{middle}" in setting.recipe else None
     if "{middle}" in setting.recipe and middle is None:
         return "refused", "no single tensor links two halves of the graph", ()
-    three = subject.three() if "{three}" in setting.recipe else ("", 1.0)
-    if three is None:
+    word = next((word for word in _LAST if f"{{{word}}}" in setting.recipe), None)
+    named = ("", 1.0) if word is None else subject.last(word)
+    if named is None:
         return "refused", "no linear node with stored weights", ()
     source = subject.zeroed if setting.zeroed else subject.model
     before = measure(source, subject.shapes) if setting.zeroed else subject.cost
@@ -255,7 +258,8 @@ def _attempt(subject: Subject, setting: Setting) -> tuple[str, str, tuple[str, .
     untouched = digest(source) if setting.zeroed else subject.digest
     way = pipeline.Run(subject.examples(setting), Settings(batch_size=IMAGES, threads=1), subject.seed, subject.shapes)
     try:
-        text = setting.recipe.format(examples=_EXAMPLES, middle=f"'{middle}'", three=three[0], less=three[1])
+        words = {"middle": f"'{middle}'", "less": named[1], **dict.fromkeys(_LAST, named[0])}
+        text = setting.recipe.format(examples=_EXAMPLES, **words)
         items = recipe.parse(text)
         result, steps = pipeline.run(source, items, way)
     except BackendError:
