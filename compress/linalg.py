@@ -199,11 +199,8 @@ def solve_all_psd(matrices: np.ndarray, rights: np.ndarray) -> np.ndarray:
     result = np.zeros(rights.shape)
     rest = np.arange(len(matrices))
     if len(matrices) > 1 and matrices.shape[1] <= _BATCHED_WIDTH:
-        diagonal = np.diagonal(matrices, axis1=1, axis2=2)
-        roots = np.sqrt(np.maximum(diagonal, 0.0))
-        scale = np.divide(1.0, roots, out=np.zeros(roots.shape), where=roots > 0.0)[:, :, None]
-        balanced = matrices * scale * scale.transpose(0, 2, 1)
-        balanced[:, np.arange(matrices.shape[1]), np.arange(matrices.shape[1])] = 1.0
+        balanced, roots = _balanced(matrices)
+        scale = roots[:, :, None]
         # The least eigenvalue tells whether the plain solution is safe; the others are taken one by one.
         safe = np.linalg.eigvalsh(balanced)[:, 0] > _SAFE
         result[safe] = np.linalg.solve(balanced[safe], rights[safe] * scale[safe]) * scale[safe]
@@ -214,11 +211,12 @@ def solve_all_psd(matrices: np.ndarray, rights: np.ndarray) -> np.ndarray:
 
 
 def _balanced(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return D A D with a diagonal of ones, and D as a vector; D is 0 where a channel is dead."""
-    roots = np.sqrt(np.maximum(matrix.diagonal(), 0.0))
-    scale = np.divide(1.0, roots, out=np.zeros(len(matrix)), where=roots > 0.0)
-    balanced = matrix * scale[:, None] * scale
-    np.fill_diagonal(balanced, 1.0)
+    """Return D A D with a diagonal of ones, and D, of one matrix or of a stack; D is 0 where a channel is dead."""
+    roots = np.sqrt(np.maximum(matrix.diagonal(axis1=-2, axis2=-1), 0.0))
+    scale = np.divide(1.0, roots, out=np.zeros(roots.shape), where=roots > 0.0)
+    balanced = matrix * scale[..., :, None] * scale[..., None, :]
+    index = np.arange(matrix.shape[-1])
+    balanced[..., index, index] = 1.0
     return balanced, scale
 
 

@@ -132,14 +132,14 @@ def _change(
     dead = diagonal + ridges <= 0.0
     index = np.arange(gram.shape[1])
     gram[:, index, index] += ridges
-    change = solve_all_psd(gram, right)
     zero = start[:, live] == 0.0
     zero[:, weights:] = False
     sparse = zero.any(axis=1) & preserve_zeros
+    change = np.zeros(right.shape) if sparse.all() else solve_all_psd(gram, right)
     for place in np.flatnonzero(sparse.any(axis=1)):
-        own = sparse[place]
-        support = ~zero[place][:, own].T & ~dead[place]
-        change[place][:, own] = masked_least_squares(gram[place], right[place][:, own].T, support).T
+        columns = sparse[place]
+        support = ~zero[place][:, columns].T & ~dead[place]
+        change[place][:, columns] = masked_least_squares(gram[place], right[place][:, columns].T, support).T
     return change
 
 
