@@ -25,30 +25,49 @@ _ROUNDS, _STEPS = 4, 8
 _WIDE, _WIDE_ROUNDS = 1500, 2
 # Iterations over what is usual where a sum of products goes on from another one.
 _AGAIN = 0.3
+# With so many outputs for every row, components are found by the rows.
+_FEW = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
     """What an error in a weight costs: ``tr(E^T G E)`` with second moments G [F, F] about the mean [F].
 
-    ``gram`` None: every entry counts the same (no data). Features are ordered (tap, channel).
+    ``gram`` None: every entry counts the same (no data). Features are ordered (tap, channel). ``root`` [n, F] has
+    G = root^T root where there are few rows.
     """
 
     gram: np.ndarray | None
     mean: np.ndarray | None
+    root: np.ndarray | None = None
 
     @classmethod
     def of(cls, sums: Moments, *, shiftable: bool) -> Metric:
         """Return the metric of a problem with one group; where no constant can be written, moments about zero."""
         gram, count = sums.gram[0], max(sums.rows, 1)
+        root = None if sums.root is None else sums.root[:, :-1]
         total = gram[-1, :-1]
         if not shiftable:
-            return cls(gram[:-1, :-1].copy(), None)
+            return cls(gram[:-1, :-1].copy(), None, root)
         energy = gram.diagonal()[:-1]
         centred = gram[:-1, :-1] - np.outer(total, total) / count
         still = centred.diagonal() <= _NOTHING * energy
         centred[still], centred[:, still] = 0.0, 0.0
-        return cls(centred, total / count)
+        if root is not None:
+            root = np.where(still, 0.0, root - total / count)
+        return cls(centred, total / count, root)
+
+    def part(self, mask: np.ndarray) -> Metric:
+        """Return what an error in some features costs; the mean is left out."""
+        assert self.gram is not None
+        return Metric(self.gram[np.ix_(mask, mask)], None, None if self.root is None else self.root[:, mask])
+
+    def components(self, matrix: np.ndarray, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return :func:`components` of what a matrix [F, O] makes of the data: all variances, ``rank`` directions."""
+        assert self.gram is not None
+        if self.root is not None:
+            return components_of(self.root @ matrix, rank)
+        return components(matrix.T @ self.gram @ matrix)
 
 
 def project(matrix: np.ndarray, metric: Metric, pair: Pair, kernel: Sequence[int]) -> np.ndarray:
@@ -63,7 +82,7 @@ def project(matrix: np.ndarray, metric: Metric, pair: Pair, kernel: Sequence[int
         first, second = factors(unfold(matrix, pair.kind, kernel), pair.rank)
         return refolded(first @ second, pair.kind, kernel, matrix.shape[1])
     if pair.kind == OUTPUT:
-        kept = components(matrix.T @ metric.gram @ matrix)[1][:, : pair.rank]
+        kept = metric.components(matrix, pair.rank)[1][:, : pair.rank]
         return np.asarray(matrix @ kept @ kept.T)
     # Features in the order (what the decoder runs over, what the encoder runs over and its channels).
     order = _order(len(matrix), pair.kind, kernel)
@@ -78,17 +97,33 @@ def project(matrix: np.ndarray, metric: Metric, pair: Pair, kernel: Sequence[int
 def components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvalues, descending and not negative, and eigenvectors as columns; signs are fixed."""
     values, vectors = np.linalg.eigh(covariance)
-    vectors = vectors[:, ::-1]
+    return np.maximum(values[::-1], 0.0), _signed(vectors[:, ::-1])
+
+
+def components_of(rows: np.ndarray, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`components` of ``rows^T rows`` [O, O], by the rows [n, O] where they are few.
+
+    Then there are n eigenvectors in place of O; where ``rank`` is above that, there are always O.
+    """
+    count, width = rows.shape
+    if _FEW * count > width or rank > count:
+        return components(rows.T @ rows)
+    _, lengths, vectors = np.linalg.svd(rows, full_matrices=False)
+    values = np.zeros(width)
+    values[:count] = np.square(lengths)
+    return values, _signed(vectors.T)
+
+
+def _signed(vectors: np.ndarray) -> np.ndarray:
     largest = np.argmax(np.abs(vectors), axis=0)
     signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
-    return np.maximum(values[::-1], 0.0), vectors * np.where(signs == 0.0, 1.0, signs)
+    return np.asarray(vectors * np.where(signs == 0.0, 1.0, signs))
 
 
-def scatter(sums: Wide, matrix: np.ndarray, *, shiftable: bool) -> np.ndarray:
-    """Return second moments [O, O] of what a matrix [F, O] makes of rows; about their mean where a constant can be."""
+def computed(sums: Wide, matrix: np.ndarray, *, shiftable: bool) -> np.ndarray:
+    """Return what a matrix [F, O] makes of rows, [rows, O]; about their mean where a constant can be."""
     seen = sums.matrix.astype(np.float64) @ matrix
-    seen -= seen.mean(axis=0) if shiftable else 0.0
-    return np.asarray(seen.T @ seen)
+    return np.asarray(seen - seen.mean(axis=0) if shiftable else seen)
 
 
 def tails(squares: np.ndarray) -> np.ndarray:
@@ -114,7 +149,11 @@ def whitened(matrix: np.ndarray, gram: np.ndarray, kind: str, kernel: Sequence[i
 def error(matrix: np.ndarray, other: np.ndarray, metric: Metric) -> float:
     """Return what using ``other`` in place of ``matrix`` costs."""
     left = matrix - other
-    return float(np.sum(left * left) if metric.gram is None else np.sum(left * (metric.gram @ left)))
+    if metric.root is not None:
+        left = metric.root @ left
+    elif metric.gram is not None:
+        return float(np.sum(left * (metric.gram @ left)))
+    return float(np.sum(left * left))
 
 
 def paired(
@@ -140,18 +179,18 @@ def paired(
     mean: np.ndarray | None
     if isinstance(sums, Wide):
         mean = sums.matrix.mean(axis=0, dtype=np.float64) if shiftable else None
-        kept = components(scatter(sums, matrix, shiftable=shiftable))[1][:, : pair.rank]
+        kept = components_of(computed(sums, matrix, shiftable=shiftable), pair.rank)[1][:, : pair.rank]
         near = matrix @ kept @ kept.T
     else:
         metric = Metric.of(sums, shiftable=shiftable)
         assert metric.gram is not None
-        own = metric.gram[np.ix_(mask, mask)]
+        own = metric.part(mask)
         if pair.kind == POLYADIC:
             effort *= 1.0 if start is None else _AGAIN
-            products = decompose(matrix[mask], own, int(np.prod(kernel)), pair.rank, start=start, effort=effort)
+            products = decompose(matrix[mask], own.gram, int(np.prod(kernel)), pair.rank, start=start, effort=effort)
             near[mask] = products.matrix()
         else:
-            near[mask] = project(matrix[mask], Metric(own, None), pair, kernel)
+            near[mask] = project(matrix[mask], own, pair, kernel)
         mean = metric.mean
     shift = solution.shift
     if mean is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.fit.links import Link
-from onnxprune.fit.lowrank import Metric, components, error, project, scatter, tails, whitened
+from onnxprune.fit.lowrank import Metric, components_of, computed, error, project, tails, whitened
 from onnxprune.fit.polyadic import WIDEST, decompose
 from onnxprune.fit.reconstruct import Sums
 from onnxprune.fit.wide import Wide
@@ -86,7 +86,7 @@ def candidates(link: Link, sums: Sums, partings: Partings, by: str = "macs") -> 
             continue
         if metric is None:
             assert isinstance(sums, Wide)
-            errors = tails(components(scatter(sums, matrix, shiftable=unit.shiftable))[0])[offered]
+            errors = tails(components_of(computed(sums, matrix, shiftable=unit.shiftable))[0])[offered]
         else:
             errors = _errors(matrix, metric, kind, kernel_of(unit), offered)
         for rank, left in zip(offered, errors, strict=True):
@@ -111,7 +111,7 @@ def _grid(offered: list[int]) -> list[int]:
 def _errors(matrix: np.ndarray, metric: Metric, kind: str, kernel: tuple[int, ...], offered: list[int]) -> np.ndarray:
     assert metric.gram is not None
     if kind == OUTPUT:
-        return np.asarray(tails(components(matrix.T @ metric.gram @ matrix)[0])[offered])
+        return np.asarray(tails(metric.components(matrix)[0])[offered])
     if kind == POLYADIC:
         return _errors_of_products(matrix, metric, kernel, offered)
     left = tails(whitened(matrix, metric.gram, kind, kernel))

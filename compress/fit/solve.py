@@ -17,6 +17,8 @@ _CONSTANT = 1e-8
 # With fewer rows per weight than this the ridge is weighed against these multiples of it.
 _FEW = 4
 _FACTORS = 10.0 ** np.arange(0, 6.5, 0.5)
+# An eigenvalue below this share of the largest one is rounding.
+_RANK = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,8 @@ def refit(
     live = np.column_stack([keep, np.full(groups, shiftable)])
     if isinstance(moments, Wide):
         result[0][live[0]] += moments.change(start[0], live[0], ridge, preserve_zeros)
+    elif _are_few(moments, start, keep, preserve_zeros):
+        result[0][live[0]] += _change_of_few(moments, start[0], live[0], ridge)
     else:
         kinds, kind = np.unique(live, axis=0, return_inverse=True)
         for place, each in enumerate(kinds):
@@ -143,13 +147,46 @@ def _change(
     return change
 
 
+def _are_few(moments: Moments, start: np.ndarray, keep: np.ndarray, preserve_zeros: bool) -> bool:
+    """Return whether a problem is solved by its rows; an output with zeros to keep has a Gram matrix of its own."""
+    if moments.root is None or 2 * moments.rows > int(keep.sum()):
+        return False
+    return not (preserve_zeros and bool((start[0, :-1][keep[0]] == 0.0).any()))
+
+
+def _change_of_few(moments: Moments, start: np.ndarray, live: np.ndarray, ridge: float) -> np.ndarray:
+    """Return what :func:`_change` does, for one group, from rows that are few: no matrix has its features twice."""
+    assert moments.root is not None
+    kept, shiftable = np.flatnonzero(live[:-1]), bool(live[-1])
+    misses = moments.cross[0] - moments.times(start[None])[0]
+    energy = moments.energy[0].sum() - np.sum(start * (moments.cross[0] + misses))
+    rows, right = moments.root[:, kept], misses[kept]
+    level = ridge * float(np.square(rows).sum()) / len(kept)
+    mean = rows.mean(axis=0)
+    if shiftable:
+        rows, right = rows - mean, right - np.outer(mean, misses[-1])
+        energy -= np.square(misses[-1]).sum() / len(rows)
+    # With A = U V W^T the solution A^T (A A^T + d)^-1 z is known from A^T z and eigenvectors U of as many as are rows.
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    seen = values > _RANK * max(float(values[-1]), np.finfo(float).tiny)
+    values, vectors = values[seen], vectors[:, seen]
+    along = vectors.T @ (rows @ right)
+    if level > 0.0:
+        squares = np.square(along).sum(axis=1) / values
+        level *= float(_weighed(values, squares, np.array([energy]), len(rows), np.array([level]), shiftable)[0])
+    weights = rows.T @ (vectors @ (along / (values * (values + level))[:, None]))
+    if not shiftable:
+        return np.asarray(weights)
+    return np.vstack([weights, misses[-1] / len(rows) - mean @ weights])
+
+
 def _factor(
     gram: np.ndarray, right: np.ndarray, energy: np.ndarray, rows: int, ridge: np.ndarray, shiftable: bool
 ) -> np.ndarray:
     """Return, per problem, the multiple of the ridge with the least error to be expected on other rows.
 
     ``gram`` and ``right`` are over live weights (the constant last where there is one), ``energy`` is the squared error
-    at the start. With the residual's part along every eigenvector known, each multiple costs a sum.
+    at the start.
     """
     if shiftable:
         mean, middle = gram[:, -1, :-1], right[:, -1]
@@ -157,6 +194,16 @@ def _factor(
         right = right[:, :-1] - mean[:, :, None] * middle[:, None] / rows
         energy = energy - np.square(middle).sum(axis=1) / rows
     values, squares = _spectrum(gram, right, rows)
+    return _weighed(values, squares, energy, rows, ridge, shiftable)
+
+
+def _weighed(
+    values: np.ndarray, squares: np.ndarray, energy: np.ndarray, rows: int, ridge: np.ndarray, shiftable: bool
+) -> np.ndarray:
+    """Return the multiples of the ridge that generalised cross-validation takes.
+
+    With eigenvalues and the residual's part along every eigenvector known, each multiple costs a sum.
+    """
     scores = []
     for factor in _FACTORS:
         level = factor * ridge[:, None]

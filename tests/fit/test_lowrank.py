@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.fit import lowrank
-from onnxprune.fit.lowrank import Metric, components, error, paired, project
+from onnxprune.fit import lowrank, moments
+from onnxprune.fit.lowrank import Metric, components, components_of, error, paired, project
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.solve import Solution
 from onnxprune.fit.wide import Wide
@@ -208,3 +208,33 @@ def test_wide_moments_give_what_their_rows_give() -> None:
     found = [paired(first, each, mask, Pair(OUTPUT, 2), KERNEL, shiftable=True) for each in (sums, wide)]
     np.testing.assert_allclose(found[1].matrix, found[0].matrix, atol=1e-4)
     np.testing.assert_allclose(found[1].shift, found[0].shift, atol=1e-3)
+
+
+@pytest.mark.parametrize("rank", [0, 2, 5])
+def test_components_of_few_rows_are_those_of_their_covariance(rank: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 30)) * [[4.0], [3.0], [2.0], [1.0]]
+    values, vectors = components_of(rows, rank)
+    wanted, directions = components(rows.T @ rows)
+    np.testing.assert_allclose(values, wanted, atol=1e-10 * wanted[0])
+    assert vectors.shape == (30, 30 if rank > 4 else 4)
+    np.testing.assert_allclose(vectors[:, :4], directions[:, :4], atol=1e-8)
+
+
+@pytest.mark.parametrize("shiftable", [True, False])
+def test_few_rows_give_the_metric_of_their_moments(shiftable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, rows = problem(width=40)
+    rows = rows[:9]
+    want = metric_of(rows, shiftable=shiftable)
+    monkeypatch.setattr(moments, "_MANY", 1)
+    found = metric_of(rows, shiftable=shiftable)
+    assert found.root is not None
+    assert found.gram is not None
+    np.testing.assert_allclose(found.root.T @ found.root, found.gram, atol=1e-9 * found.gram.max())
+    mask = np.arange(len(matrix)) % 3 > 0
+    near = project(matrix[mask], want.part(mask), Pair(OUTPUT, 3), KERNEL)
+    np.testing.assert_allclose(project(matrix[mask], found.part(mask), Pair(OUTPUT, 3), KERNEL), near, atol=1e-7)
+    full = np.zeros_like(matrix)
+    full[mask] = near
+    assert error(matrix, full, found) == pytest.approx(error(matrix, full, want), rel=1e-9)
+    wanted = want.components(matrix)[0]
+    np.testing.assert_allclose(found.components(matrix)[0], wanted, atol=1e-9 * wanted[0])

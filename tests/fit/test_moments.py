@@ -87,3 +87,27 @@ def test_channels_are_summed_over_taps() -> None:
     np.testing.assert_allclose(
         found.block(0, np.array([4, 1])), (x[0].T.astype(np.float64) @ x[0])[np.ix_([4, 1], [4, 1])]
     )
+
+
+def test_few_rows_of_many_features_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_MANY", 6)
+    x, y = problem(1, rows=3)
+    found = summed(x, y, 2)
+    assert found.root is not None
+    assert found.root.shape == (3, 7)
+    np.testing.assert_allclose(found.root.T @ found.root, found.gram[0], rtol=1e-12)
+    matrix = np.random.default_rng(1).standard_normal((1, 7, 4))
+    np.testing.assert_allclose(found.times(matrix), found.gram @ matrix, rtol=1e-9)
+    got = found.error(matrix)
+    found.held = None
+    assert got == pytest.approx(found.error(matrix), rel=1e-9)
+
+
+def test_more_rows_and_groups_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(1, rows=4)
+    assert summed(x, y, 2).root is None  # six features are not many
+    monkeypatch.setattr(moments, "_MANY", 6)
+    assert summed(x, y, 1).root is None  # more than half of them in rows
+    assert Moments.empty(1, 6, 4).root is None
+    x, y = problem(2, rows=3)
+    assert summed(x, y, 3).root is None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxprune.fit import moments, solve
 from onnxprune.fit.fold import fold_consumer
 from onnxprune.fit.moments import Moments
 from onnxprune.fit.solve import Solution, _spectrum, refit
@@ -241,3 +242,46 @@ def test_many_rows_keep_the_ridge_that_was_given() -> None:
     keep = case.keeping(5)
     small, large = case.refit(keep, ridge=1e-8), case.refit(keep, ridge=1e-2)
     assert small.fitted < large.fitted
+
+
+@pytest.mark.parametrize("shiftable", [True, False])
+@pytest.mark.parametrize("kind", [{}, {"noise": 0.5}, {"taps": 4, "channels": 10}, {"rows": 2}], ids=str)
+@pytest.mark.parametrize("ridge", [1e-4, 1e-2])
+def test_few_rows_of_many_features_give_what_their_moments_give(
+    kind: dict[str, Any], ridge: float, shiftable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"rows": 12, "channels": 40, "noise": 0.1, **kind}
+    want = Case(**given)
+    # The sums hold their constant back a little, to stay definite; the rows need not.
+    monkeypatch.setattr(solve, "_CONSTANT", 1e-12)
+    monkeypatch.setattr(moments, "_MANY", 1)
+    case = Case(**given)
+    assert case.moments.root is not None
+    for count in (case.channels, case.channels - 6):
+        keep = case.keeping(count)
+        new = case.refit(keep, ridge=ridge, shiftable=shiftable)
+        old = want.refit(keep, ridge=ridge, shiftable=shiftable)
+        near = 1e-6 * np.abs(old.matrix).max()
+        np.testing.assert_allclose(new.matrix, old.matrix, atol=near)
+        np.testing.assert_allclose(new.shift, old.shift, atol=near)
+        assert new.fitted == pytest.approx(old.fitted, abs=1e-7)
+        assert new.folded == pytest.approx(old.folded, abs=1e-7)
+
+
+def test_zeros_stay_with_few_rows_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_MANY", 1)
+    case = Case(rows=12, channels=40, noise=0.1, zeros=0.3)
+    assert case.moments.root is not None
+    found = case.refit(case.keeping(40))
+    assert not found.matrix[case.matrix == 0.0].any()
+    assert found.fitted < found.folded
+
+
+def test_few_rows_of_silent_features_leave_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_MANY", 1)
+    case = Case(rows=6, channels=20)
+    case.moments = Moments.empty(1, 20, 5)
+    case.moments.update(np.zeros((1, 6, 20), np.float32), np.tile(np.arange(5.0), (6, 1)))
+    found = case.refit(case.keeping(20))
+    np.testing.assert_array_equal(found.matrix, case.matrix)
+    np.testing.assert_allclose(found.shift, np.arange(5.0), atol=1e-7)
