@@ -62,11 +62,11 @@ class Metric:
         assert self.gram is not None
         return Metric(self.gram[np.ix_(mask, mask)], None, None if self.root is None else self.root[:, mask])
 
-    def components(self, matrix: np.ndarray, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Return :func:`components` of what a matrix [F, O] makes of the data: all variances, ``rank`` directions."""
+    def components(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return :func:`components_of` what a matrix [F, O] makes of the data."""
         assert self.gram is not None
         if self.root is not None:
-            return components_of(self.root @ matrix, rank)
+            return components_of(self.root @ matrix)
         return components(matrix.T @ self.gram @ matrix)
 
 
@@ -82,8 +82,7 @@ def project(matrix: np.ndarray, metric: Metric, pair: Pair, kernel: Sequence[int
         first, second = factors(unfold(matrix, pair.kind, kernel), pair.rank)
         return refolded(first @ second, pair.kind, kernel, matrix.shape[1])
     if pair.kind == OUTPUT:
-        kept = metric.components(matrix, pair.rank)[1][:, : pair.rank]
-        return np.asarray(matrix @ kept @ kept.T)
+        return _onto(matrix, metric.components(matrix)[1], pair.rank)
     # Features in the order (what the decoder runs over, what the encoder runs over and its channels).
     order = _order(len(matrix), pair.kind, kernel)
     blocks = {INPUT: int(np.prod(kernel)), TURNED: kernel[-1]}.get(pair.kind, kernel[0])
@@ -100,18 +99,32 @@ def components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values[::-1], 0.0), _signed(vectors[:, ::-1])
 
 
-def components_of(rows: np.ndarray, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return :func:`components` of ``rows^T rows`` [O, O], by the rows [n, O] where they are few.
-
-    Then there are n eigenvectors in place of O; where ``rank`` is above that, there are always O.
-    """
+def components_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`components` of ``rows^T rows`` [O, O]: of few rows [n, O] all eigenvalues, and n eigenvectors."""
     count, width = rows.shape
-    if _FEW * count > width or rank > count:
+    if _FEW * count > width:
         return components(rows.T @ rows)
     _, lengths, vectors = np.linalg.svd(rows, full_matrices=False)
     values = np.zeros(width)
     values[:count] = np.square(lengths)
     return values, _signed(vectors.T)
+
+
+def _onto(matrix: np.ndarray, directions: np.ndarray, rank: int) -> np.ndarray:
+    """Return a matrix [F, O] projected on the first ``rank`` of some orthonormal directions, columns [O, k].
+
+    Where rows had fewer to show than that, those follow that most of what is left of the weights lies in: a random
+    range finder with one power iteration (Halko, Martinsson, Tropp, 2011, algorithm 4.3).
+    """
+    kept = directions[:, :rank]
+    near = matrix @ kept @ kept.T
+    missing = min(rank, matrix.shape[1]) - kept.shape[1]
+    if missing > 0:
+        left = matrix - near
+        drawn = np.random.default_rng(0).standard_normal((left.shape[1], missing))
+        kept = np.linalg.qr(np.hstack([kept, left.T @ (left @ drawn)]))[0]
+        near = matrix @ kept @ kept.T
+    return np.asarray(near)
 
 
 def _signed(vectors: np.ndarray) -> np.ndarray:
@@ -179,8 +192,7 @@ def paired(
     mean: np.ndarray | None
     if isinstance(sums, Wide):
         mean = sums.matrix.mean(axis=0, dtype=np.float64) if shiftable else None
-        kept = components_of(computed(sums, matrix, shiftable=shiftable), pair.rank)[1][:, : pair.rank]
-        near = matrix @ kept @ kept.T
+        near = _onto(matrix, components_of(computed(sums, matrix, shiftable=shiftable))[1], pair.rank)
     else:
         metric = Metric.of(sums, shiftable=shiftable)
         assert metric.gram is not None

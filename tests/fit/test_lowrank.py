@@ -210,14 +210,29 @@ def test_wide_moments_give_what_their_rows_give() -> None:
     np.testing.assert_allclose(found[1].shift, found[0].shift, atol=1e-3)
 
 
-@pytest.mark.parametrize("rank", [0, 2, 5])
-def test_components_of_few_rows_are_those_of_their_covariance(rank: int) -> None:
+def test_components_of_few_rows_are_those_of_their_covariance() -> None:
     rows = np.random.default_rng(0).standard_normal((4, 30)) * [[4.0], [3.0], [2.0], [1.0]]
-    values, vectors = components_of(rows, rank)
+    values, vectors = components_of(rows)
     wanted, directions = components(rows.T @ rows)
     np.testing.assert_allclose(values, wanted, atol=1e-10 * wanted[0])
-    assert vectors.shape == (30, 30 if rank > 4 else 4)
-    np.testing.assert_allclose(vectors[:, :4], directions[:, :4], atol=1e-8)
+    assert vectors.shape == (30, 4)
+    np.testing.assert_allclose(vectors, directions[:, :4], atol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [2, 9, 12, 17])
+def test_more_ranks_than_rows_go_to_what_the_weights_have_most_of(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, rows = problem(width=40)
+    monkeypatch.setattr(moments, "_MANY", 1)
+    metric = metric_of(rows[:9], shiftable=False)
+    assert metric.root is not None
+    near = project(matrix, metric, Pair(OUTPUT, rank), KERNEL)
+    assert np.linalg.matrix_rank(near, tol=1e-8) == rank
+    if rank < 9:
+        return
+    assert error(matrix, near, metric) < 1e-20 * error(matrix, np.zeros_like(matrix), metric)
+    seen = np.linalg.qr((rows[:9] @ matrix).T)[0]
+    rest = np.linalg.svd(matrix - matrix @ seen @ seen.T, compute_uv=False)
+    assert np.square(matrix - near).sum() <= 3 * np.square(rest[rank - 9 :]).sum() + 1e-20
 
 
 @pytest.mark.parametrize("shiftable", [True, False])
