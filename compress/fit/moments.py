@@ -45,8 +45,8 @@ class Moments:
             self.held = None
         for start in range(0, count, step):
             part = features[:, start : start + step]
-            rows = np.ones((groups, part.shape[1], width + 1))
-            rows[:, :, :width] = part
+            rows = np.empty((groups, part.shape[1], width + 1))
+            rows[:, :, :width], rows[:, :, width] = part, 1.0
             wanted = targets[start : start + step].astype(np.float64)
             wanted = wanted.reshape(len(wanted), groups, -1).transpose(1, 0, 2)
             with np.errstate(invalid="ignore", over="ignore"):  # finite() tells of it

@@ -35,7 +35,7 @@ class RectifiedRows:
         """Add rows: features [1, rows, F], targets and skip [rows, O]; nothing is kept beyond the room."""
         if self._parts is None:
             return
-        part = (features[0].astype(np.float32), targets.astype(np.float32), skip.astype(np.float32))
+        part = (np.asarray(features[0], np.float32), targets.astype(np.float32), skip.astype(np.float32))
         self._bytes += sum(array.nbytes for array in part)
         if self._bytes > _ROOM:
             self._parts = None
@@ -68,17 +68,17 @@ class RectifiedRows:
 
         With ``summed``, ``fresh`` is filled with the targets that it suggests.
         """
-        error, matrix = 0.0, present.matrix[0].astype(np.float32)
+        # Rows and targets are kept in single precision; sums are in double.
+        error, matrix, shift = 0.0, present.matrix[0].astype(np.float32), present.shift.astype(np.float32)
         for features, targets, skip in self._parts or ():
-            wanted = targets.astype(np.float64) + skip
-            # Rows and targets are kept in single precision; a product in double would know no more.
-            got = (matrix.T @ features.T).T + present.shift + skip
-            error += float(np.square(np.maximum(got, 0.0) - np.maximum(wanted, 0.0)).sum())
+            wanted = targets + skip
+            got = (matrix.T @ features.T).T + (shift + skip)
+            error += float(np.square(np.maximum(got, 0.0) - np.maximum(wanted, 0.0)).sum(dtype=np.float64))
             if not summed:
                 continue
-            rows = features.astype(np.float64)
-            aims = np.where(wanted > 0.0, wanted, np.minimum(got, 0.0)) - skip
-            fresh.cross[0, :-1] += (aims.T @ rows).T  # in this order in two thirds of the time: outputs are few
+            aims = (np.where(wanted > 0.0, wanted, np.minimum(got, 0.0)) - skip).astype(np.float64)
+            # In this order the product takes two thirds of the time: outputs are few beside features.
+            fresh.cross[0, :-1] += (aims.T @ features.astype(np.float64)).T
             fresh.cross[0, -1] += aims.sum(axis=0)
             fresh.energy[0] += np.square(aims).sum(axis=0)
         return error
