@@ -70,7 +70,8 @@ class Moments:
         """
         if not self.held:
             return None
-        self.held[:] = [np.concatenate(self.held)] if len(self.held) > 1 else self.held
+        if len(self.held) > 1:
+            self.held[:] = [np.concatenate(self.held)]
         return self.held[0]
 
     def times(self, matrix: np.ndarray) -> np.ndarray:
