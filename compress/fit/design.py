@@ -30,6 +30,8 @@ class Design:
     seed: int
     batch: int = 0
     _tables: dict[tuple[tuple[int, ...], tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    # The last draw: inputs, targets and skips of a batch are read at the same positions.
+    _drawn: tuple[np.ndarray, int, np.ndarray] | None = None
 
     def rows(self, value: np.ndarray, out_shape: Sequence[int], examples: np.ndarray) -> np.ndarray:
         """Return the features of one batch, [groups, rows, taps * channels], in the value's own dtype."""
@@ -73,10 +75,14 @@ class Design:
         count = len(examples)
         if not self.positions or not count or rows % count or rows // count <= self.positions:
             return None
+        if self._drawn is not None and self._drawn[0] is examples and self._drawn[1] == rows:
+            return self._drawn[2]
         each = rows // count
         drawn = _draws(self.seed, zlib.crc32(self.unit.name.encode()), examples, each)
         found = np.sort(np.argpartition(drawn, self.positions, axis=1)[:, : self.positions], axis=1)
-        return np.asarray(found + np.arange(count)[:, None] * each).ravel()
+        chosen = np.asarray(found + np.arange(count)[:, None] * each).ravel()
+        self._drawn = (examples, rows, chosen)
+        return chosen
 
     def _table(self, inside: tuple[int, ...], outside: tuple[int, ...]) -> np.ndarray:
         """Return, per output position and tap, the flat input position; the one past the last where it is padding."""

@@ -113,13 +113,15 @@ def allocate(
     conflicts: Mapping[str, set[str]],
     limit: float,
     curved: Collection[str] = (),
+    along: Callable[[str, Widths], np.ndarray] | None = None,
 ) -> dict[str, int]:
     """Return widths whose summed loss is small and whose cost is at most ``limit``, as far as options allow.
 
     Costs of spaces that share a node multiply. A price per unit of cost is bisected, every space taking its best
     width at that price in turn until none moves; then groups of spaces whose costs add up are solved exactly by
     :func:`knapsack`, and every two spaces together, each with the others held, as long as the loss falls. The best
-    of a few starts counts.
+    of a few starts counts; among them are the best choices of what is ``curved`` alone and of the rest alone: no
+    exchange of two leads from one of them to the other.
 
     Args:
         losses: per space, the loss at every width (index = width), not rising with it.
@@ -128,9 +130,10 @@ def allocate(
         conflicts: per space, the ones its cost is not independent of.
         limit: what the cost may be.
         curved: the ones whose cost is not linear in the width.
+        along: the cost of every option of one of those with the others held, where that is quicker than one by one.
     """
     names = sorted(losses)
-    problem = _Problem(names, losses, options, cost, conflicts, limit, frozenset(curved))
+    problem = _Problem(names, losses, options, cost, conflicts, limit, frozenset(curved), along)
     full = {name: options[name][-1] for name in names}
     least = {name: options[name][0] for name in names}
     if cost(full) <= limit:
@@ -151,7 +154,7 @@ def allocate(
             low = price
         if low > 0 and high / low < 1.001:
             break
-    starts = [best, problem.even()]
+    starts = [best, problem.even(), *problem.one_sided()]
     if sum(len(choice) for choice in options.values()) <= _SMALL:
         starts.append(problem.fill(least))
     ends = [problem.refined(start) for start in starts]
@@ -169,6 +172,7 @@ class _Problem:
     conflicts: Mapping[str, set[str]]
     limit: float
     curved: frozenset[str]
+    along: Callable[[str, Widths], np.ndarray] | None = None
 
     def even(self) -> dict[str, int]:
         """Return the same share of every space's options, the largest that the limit allows."""
@@ -182,6 +186,18 @@ class _Problem:
             else:
                 high = share
         return best
+
+    def one_sided(self) -> list[dict[str, int]]:
+        """Return the best choices that change only what is curved and only the rest, where there is both."""
+        free = {name for name, choice in self.options.items() if len(choice) > 1}
+        parts = [free & self.curved, free - self.curved]
+        if not all(parts):
+            return []
+        found = []
+        for part in parts:
+            own = {name: choice if name in part else choice[-1:] for name, choice in self.options.items()}
+            found.append(allocate(self.losses, own, self.cost, self.conflicts, self.limit, self.curved, self.along))
+        return [one for one in found if self.cost(one) <= self.limit]
 
     def refined(self, start: Widths) -> dict[str, int]:
         """Return widths that no change of one group or of two spaces betters, as far as a few rounds get."""
@@ -227,6 +243,8 @@ class _Problem:
     def costs(self, name: str, widths: Widths) -> np.ndarray:
         """Return the cost of every option of one, the others held."""
         choice = np.array(self.options[name])
+        if name in self.curved and self.along is not None and len(choice) > 1:
+            return self.along(name, widths)
         if name in self.curved:
             return np.array([self.cost({**widths, name: int(width)}) for width in choice], dtype=float)
         ends = [self.cost({**widths, name: int(choice[0])}), self.cost({**widths, name: int(choice[-1])})]
@@ -234,7 +252,7 @@ class _Problem:
 
     def exact(self, group: Sequence[str], widths: Widths) -> dict[str, int]:
         base = self.cost(widths)
-        tables = [np.array([self.cost({**widths, name: w}) - base for w in self.options[name]]) for name in group]
+        tables = [self.costs(name, widths) - base for name in group]
         found = knapsack(tables, [self.losses[name][list(self.options[name])] for name in group], self.limit - base)
         if found is None:
             return dict(widths)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.contract import Context
@@ -129,7 +130,7 @@ class Pairer(Cutter):
         budget = sizing.budget(self.analysis, self.context, self.tally)
         bill = _Bill(self.tally, self.units, curves, budget.cost, sizing.name)
         found_widths = allocate(
-            losses, choices, bill, bill.conflicts(), budget.limit, curved={_NODE + name for name in curves}
+            losses, choices, bill, bill.conflicts(), budget.limit, {_NODE + name for name in curves}, bill.along
         )
         choice = self.choice(found_widths, curves)
         lost = sum(float(curves[name].loss[place]) for name, place in choice.places.items())
@@ -149,7 +150,7 @@ class Pairer(Cutter):
     @staticmethod
     def choice(found: Mapping[str, int], curves: Mapping[str, RankCurve]) -> Choice:
         """Return what an allocation means."""
-        widths = {name: width for name, width in found.items() if not name.startswith(_NODE)}
+        widths = _widths_of(found)
         places = {name: found[_NODE + name] for name in curves}
         options = {name: curves[name].options[place] for name, place in places.items()}
         pairs = {name: option.pair for name, option in options.items() if option.pair is not None}
@@ -159,6 +160,11 @@ class Pairer(Cutter):
 def _ranked_by(currency: str) -> str:
     """Return what options of one node are ranked by under a budget in this currency."""
     return "params" if currency in ("params", "bytes") else "macs"
+
+
+def _widths_of(choice: Mapping[str, int]) -> dict[str, int]:
+    """Return the part of a choice that are widths of spaces."""
+    return {name: width for name, width in choice.items() if not name.startswith(_NODE)}
 
 
 class _Bill:
@@ -174,7 +180,7 @@ class _Bill:
     ) -> None:
         self.tally, self.units, self.curves, self.cost, self.currency = tally, units, curves, cost, currency
         self.spaces = {name: tally.spaces_of(units[name][0].weight) for name in curves}
-        self.changes: dict[tuple[object, ...], float] = {}
+        self.changes: dict[tuple[object, ...], np.ndarray] = {}
 
     def filled(self, choice: Choice, limit: float) -> dict[str, Pair]:
         """Return the pairs, ranks raised to what the limit still allows, the most worth for its cost first.
@@ -205,17 +211,26 @@ class _Bill:
         return pairs
 
     def __call__(self, choice: Mapping[str, int]) -> int:
-        widths = {name: width for name, width in choice.items() if not name.startswith(_NODE)}
+        widths = _widths_of(choice)
         total = float(self.cost(widths))
-        for name, curve in self.curves.items():
-            option = curve.options[choice[_NODE + name]]
-            if option.pair is not None:
-                own = tuple(widths.get(space, self.tally.full[space]) for space in self.spaces[name])
-                key = (name, choice[_NODE + name], own)
-                if key not in self.changes:
-                    self.changes[key] = self._change(name, option.pair, widths)
-                total += self.changes[key]
+        total += sum(float(self._changed(name, widths)[choice[_NODE + name]]) for name in self.curves)
         return round(total)
+
+    def along(self, node: str, choice: Mapping[str, int]) -> np.ndarray:
+        """Return the cost of every option of one node, all else as in ``choice``."""
+        changes = self._changed(node.removeprefix(_NODE), _widths_of(choice))
+        return np.asarray(np.round(self(choice) - changes[choice[node]] + changes))
+
+    def _changed(self, name: str, widths: Mapping[str, int]) -> np.ndarray:
+        """Return what every option of one node costs more than the node as it is."""
+        key = (name, *(widths.get(space, self.tally.full[space]) for space in self.spaces[name]))
+        found = self.changes.get(key)
+        if found is None:
+            pairs = [option.pair for option in self.curves[name].options]
+            around = self._around(name, widths)
+            found = np.array([0.0 if pair is None else self._more(name, pair, *around) for pair in pairs])
+            self.changes[key] = found
+        return found
 
     def conflicts(self) -> dict[str, set[str]]:
         """Return, per space and node, those whose cost depends on it."""
@@ -228,15 +243,28 @@ class _Bill:
 
     def _change(self, name: str, pair: Pair, widths: Mapping[str, int]) -> float:
         """Return what a pair costs more than the node as it is, when both have these widths around them."""
+        return self._more(name, pair, *self._around(name, widths))
+
+    def _around(self, name: str, widths: Mapping[str, int]) -> tuple[float, float]:
+        """Return the shares of its inputs and of its outputs that a node keeps at these widths."""
+        unit = self.units[name][0]
+        before = _shape(unit)
+        after = self.tally.sizes(unit.weight, before, widths)
+        return (after[unit.in_axis] or 0) / before[unit.in_axis], (after[unit.out_axis] or 0) / before[unit.out_axis]
+
+    def _more(self, name: str, pair: Pair, reads: float, writes: float) -> float:
+        """Return what a pair costs more than the node as it is, with these shares of inputs and outputs."""
         unit, ways = self.units[name]
         way, rank = ways[pair.kind], pair.rank
-        stored = unit.weight.const_value
-        assert stored is not None
-        before = [int(s) for s in stored.shape.numpy()]
-        after = self.tally.sizes(unit.weight, tuple(before), widths)
-        reads = (after[unit.in_axis] or 0) / before[unit.in_axis]
-        writes = (after[unit.out_axis] or 0) / before[unit.out_axis]
         if self.currency in ("params", "bytes"):
             change = way.params_at(rank, reads, writes) - way.height * way.width * reads * writes
+            stored = unit.weight.const_value
+            assert stored is not None
             return change * (stored.dtype.itemsize if self.currency == "bytes" else 1)
-        return way.macs_at(rank, before[unit.in_axis], reads, writes) - way.whole * reads * writes
+        return way.macs_at(rank, _shape(unit)[unit.in_axis], reads, writes) - way.whole * reads * writes
+
+
+def _shape(unit: Unit) -> tuple[int, ...]:
+    stored = unit.weight.const_value
+    assert stored is not None
+    return tuple(int(size) for size in stored.shape.numpy())

@@ -366,7 +366,7 @@ class Reconstruction:
         solution = fitted(sums)
         rows = self._rectified.pop(unit.node, None)
         if rows is not None and isinstance(sums, Moments):
-            solution = rows.improved(sums, solution, fitted, self.fit.rounds)
+            solution = rows.improved(sums, solution, fitted, self.fit.rounds, mask[0])
         if solution.factors is not None:
             self._factors[unit.name] = solution.factors
         unit.set_matrix(solution.matrix)

@@ -232,6 +232,18 @@ def test_allocation_with_pairs_is_the_best_or_close_to_it(additive: bool) -> Non
     assert np.mean(np.array(lost) <= 1e-9) >= 0.9
 
 
+def test_neither_pairs_alone_nor_widths_alone_do_better() -> None:
+    for seed in (*range(12), 201, 269, 533, 1055):
+        chain = Pairs(seed)
+        joint = chain.loss(chain.allocated())
+        whole = dict(chain.options)
+        for held in (set(chain.nodes), set(chain.names) - set(chain.nodes)):
+            chain.options = {name: choice[-1:] if name in held else choice for name, choice in whole.items()}
+            alone = chain.allocated()
+            assert chain.cost(alone) > chain.limit or joint <= chain.loss(alone) + 1e-12
+        chain.options = whole
+
+
 def test_the_cost_of_curved_options_is_never_read_off_their_ends() -> None:
     table = np.array([[10.0, 11.0, 90.0, 100.0], [5.0, 60.0, 61.0, 62.0]])
     losses = {"a": np.array([3.0, 2.0, 1.0, 0.0]), "b": np.array([9.0, 4.0, 2.0, 0.0])}

@@ -74,6 +74,10 @@ def test_the_bill_is_what_the_model_costs(networks: Any, bench: Any, network: st
                 found = Pairer.choice(choice, curves)
                 made = pairer.shrunk(found.widths, found.pairs)
                 assert bill(choice) == figure(made, pairer.context.inputs, currency)
+                for name, curve in list(curves.items())[:2]:
+                    node = f"node {name}"
+                    each = [bill({**choice, node: place}) for place in range(len(curve.options))]
+                    assert bill.along(node, choice).tolist() == each
 
 
 def test_a_refitted_model_costs_what_the_bill_says(networks: Any, bench: Any, run_model: Any) -> None:
@@ -145,6 +149,14 @@ def test_what_is_shared_out_is_within_the_budget(networks: Any, bench: Any, curr
     for name, pair in choice.pairs.items():
         near = pairer.survey.ranks[name].options[choice.places[name]].pair
         assert near is not None and near.kind == pair.kind and near.rank <= pair.rank
+
+
+@pytest.mark.parametrize("value", [0.7, 0.4])
+def test_all_on_offer_is_predicted_to_do_no_worse_than_some_of_it(networks: Any, bench: Any, value: float) -> None:
+    pairer = pairer_for(bench, networks["residual"]())
+    sizing = Sizing("flops", value, 1)
+    losses = {family: pairer.shared(sizing, family).loss for family in (pairing.ALL, pairing.WIDTHS)}
+    assert losses[pairing.ALL] <= losses[pairing.WIDTHS] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("currency", CURRENCIES)
