@@ -1,7 +1,7 @@
 """Latency beside MACs: widths that are whole blocks of the processor, and widths that are not.
 
     python benchmarks/align.py                    a VGG-like net built here, ResNet-18 where torchvision is installed
-    python benchmarks/align.py --seconds 12 --threads 1
+    python benchmarks/align.py --seconds 12 --threads 1 --align 16 32 64
 
 Every recipe halves the FLOPs with the same fraction of every layer; `filters` chooses the channels, which time does
 not depend on. Weights are seeded, not trained. The first row of a network is the model beside itself, which shows
@@ -25,7 +25,6 @@ from onnxprune.api import Options, bench
 from onnxprune.api.planning import plan
 from onnxprune.report.bench import ratio_text
 
-ALIGNS = (1, 16)
 RECIPE = "filters(flops={flops},align={align})"
 # Widths of the convolutions, 3 x 3 each; None halves the picture.
 VGG = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512)
@@ -83,7 +82,7 @@ def resnet18(path: Path) -> None:
 def rows(name: str, model: Path, given: argparse.Namespace) -> None:
     """Cut one network in every way, time all results beside it and print a row for each."""
     recipes, paths, widths = ["the same model"], [model, model], ["as they are"]
-    for align in ALIGNS:
+    for align in given.align:
         recipe = RECIPE.format(flops=given.flops, align=align)
         planned = sorted({int(row["planned"]) for row in plan(str(model), recipe)[0].rows})
         if align == 1:
@@ -110,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flops", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=6.0, help="per pair and number of threads")
+    parser.add_argument("--align", type=int, nargs="+", default=[1, 16], help="widths are multiples of these")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     given = parser.parse_args()
     networks: dict[str, Callable[[Path], None]] = {"VGG-11, 112 x 112": vgg}
