@@ -99,6 +99,7 @@ def _document(done: PruneTuned) -> dict[str, Any]:
         "out": str(done.path),
         "bytes": done.bytes,
         "test": {name: each.known for name, each in scores.items()},
+        "validation": done.trained.validation.known,
         "layers": [asdict(row) | {"share": row.share} for row in done.table],
         "compression": done.table[-1].total / max(1, done.table[-1].nonzero),
         "cost": {
@@ -124,6 +125,7 @@ def _show(done: PruneTuned) -> None:
     click.echo(f"{document['compression']:.1f} times fewer weights")
     for name, scores in (("dense", done.before), ("pruned", done.pruned), ("tuned", done.trained.test)):
         click.echo(f"{name:7} test {scores.words}")
+    click.echo(f"tuned   held-out {done.trained.validation.words}: what picked the epoch")
     cost = document["cost"]
     macs, left = cost["dense"]["macs"], cost["written"]["macs"]
     if done.removed:

@@ -137,13 +137,18 @@ def test_prune_tune(cli: Run, tmp_path: Path) -> None:
     document = json.loads(cli(*words, "--json").stdout)
     assert document["network"] == "lenet300"
     assert document["compression"] > 1.3
+    assert 0.0 <= document["validation"]["accuracy"] <= 1.0 and document["validation"] != document["test"]["tuned"]
     assert [row["name"] for row in document["layers"]] == ["fc1.weight", "fc2.weight", "fc3.weight", "total"]
     assert document["cost"]["written"]["nonzero"] < document["cost"]["dense"]["params"]
     options = torch.load(tmp_path / "s.last.pth", weights_only=True)["options"]
     assert (options["optimizer"], options["lr"]) == ("adam", 1e-4)
     shown = cli(*words, "--force", "--structured")
     assert shown.exit_code == 0, shown.output
-    assert "times fewer weights" in shown.stdout and "zero groups left the graph" in shown.stdout
+    assert (
+        "times fewer weights" in shown.stdout
+        and "tuned   held-out" in shown.stdout
+        and "zero groups left the graph" in shown.stdout
+    )
     _refused(cli(*words), 2, "--force")
     _refused(cli("prune-tune", tmp_path / "m.best.pth", "--out", tmp_path / "t.onnx"), 2, "give either --threshold")
     torch.save(build("lenet300").state_dict(), tmp_path / "w.pth")
