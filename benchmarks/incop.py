@@ -4,15 +4,19 @@
     python benchmarks/incop.py ... --images 6000 --epochs 5 --chunk 1     # two cores, hours fewer
 
 Rounds that are done are not done again: start it as often as it takes. Prints one Markdown row per method: final test
-accuracy, weights left, epochs in all, as means over the trials with their deviation, and at equal weights left what
-the method without the stopping rule had. Nothing is chosen on the test images.
+accuracy, weights left, epochs in all, as means over the trials with their deviation, and for InCoP what lottery
+tickets and SAP of the same orders had, and the epochs that SAP took, where as many weights were left. Draws both
+beside the weights left. Nothing is chosen on the test images.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from click.testing import CliRunner
 from onnxprune.cli import main
 
 ORDERS = ((0.5, 1.0), (1.0, 2.0))
+HEAD = "| method | test accuracy | weights left | epochs | LTH there | SAP there | SAP's epochs there |"
 ARMS = [("lth", None), *((method, orders) for method in ("sap", "incop-if", "incop-gf") for orders in ORDERS)]
 
 
@@ -62,12 +67,52 @@ def arm(given: argparse.Namespace, network: str, method: str, orders: tuple[floa
     return rows
 
 
-def row(name: str, rounds: list[Any]) -> str:
-    """Return one row of the table."""
+def reached(rounds: list[Any], left: float) -> tuple[float, float] | None:
+    """Return test accuracy and epochs so far where a share of the weights is left, between the rounds around it."""
+    epochs = list(itertools.accumulate(each["epochs"]["mean"] for each in rounds))
+    points = [
+        (each["remaining"]["mean"], each["test_accuracy"]["mean"], spent)
+        for each, spent in zip(rounds, epochs, strict=True)
+    ]
+    for (more, before, early), (fewer_left, after, late) in itertools.pairwise(points):
+        if more > fewer_left and more >= left >= fewer_left:
+            share = math.log(more / left) / math.log(more / fewer_left)
+            return before + share * (after - before), early + share * (late - early)
+    return None
+
+
+def row(name: str, rounds: list[Any], others: Sequence[list[Any]] = ()) -> str:
+    """Return one row of the table; ``others`` are lottery tickets and SAP, where they are to be told beside it."""
     last = rounds[-1]
     epochs = sum(each["epochs"]["mean"] for each in rounds)
     accuracy, left = last["test_accuracy"], last["remaining"]
-    return f"| {name} | {accuracy['mean']:.2%} ± {accuracy['deviation']:.2%} | {left['mean']:.2%} | {epochs:.0f} |"
+    cells = [name, f"{accuracy['mean']:.2%} ± {accuracy['deviation']:.2%}", f"{left['mean']:.2%}", f"{epochs:.0f}"]
+    there = [reached(other, left["mean"]) for other in others] or [None, None]
+    cells += ["" if found is None else f"{found[0]:.2%}" for found in there]
+    cells.append("" if there[-1] is None else f"{there[-1][1]:.0f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def draw(network: str, found: Mapping[str, list[Any]], out: Path) -> None:
+    """Draw test accuracy and epochs so far beside the weights left, a line per method."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 8), sharex=True, layout="constrained")
+    for name, rounds in found.items():
+        left = [each["remaining"]["mean"] for each in rounds]
+        accuracy = [each["test_accuracy"]["mean"] for each in rounds]
+        deviation = [each["test_accuracy"]["deviation"] for each in rounds]
+        above.errorbar(left, accuracy, deviation, marker=".", linewidth=1, label=name)
+        below.plot(left, list(itertools.accumulate(e["epochs"]["mean"] for e in rounds)), marker=".", linewidth=1)
+    above.set(ylabel="test accuracy", title=network, xscale="log")
+    below.set(ylabel="epochs so far", xlabel="weights left")
+    below.invert_xaxis()
+    above.legend(fontsize="small")
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
 
 
 def run() -> None:
@@ -91,11 +136,17 @@ def run() -> None:
     parser.add_argument("--schedule", default="cosine")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
+    if given.trials < 2:
+        parser.error("--trials: at least 2, for a deviation")
     for network in given.networks:
-        print(f"\n**{network}**\n\n| method | test accuracy | weights left | epochs |\n|---|---|---|---|", flush=True)
+        print(f"\n**{network}**\n\n{HEAD}\n|---|---|---|---|---|---|---|", flush=True)
+        found: dict[str, list[Any]] = {}
         for method, orders in ARMS:
-            rounds = arm(given, network, method, orders)
-            print(row(method if orders is None else f"{method} ({orders[0]:g}, {orders[1]:g})", rounds), flush=True)
+            name = method if orders is None else f"{method} ({orders[0]:g}, {orders[1]:g})"
+            found[name] = arm(given, network, method, orders)
+            beside = [found["lth"], found[name.replace(method, "sap")]] if method.startswith("incop") else []
+            print(row(name, found[name], beside), flush=True)
+        draw(network, found, Path(given.out) / f"{network}.svg")
 
 
 if __name__ == "__main__":

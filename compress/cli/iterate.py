@@ -108,8 +108,11 @@ def _run(method: str, given: dict[str, Any]) -> None:
         seed=given["seed"], drop_classes=given["dropped"], preprocess=given["preprocess"], download=given["download"]
     )
 
+    # Of several trials --json prints what they have in common alone.
+    quiet = given.get("quiet", False)
+
     def told(row: dict[str, Any], _: Any) -> None:
-        if not given["as_json"]:
+        if not (quiet or given["as_json"]):
             click.echo(
                 f"round {row['round']}: {row['remaining']:.2%} of the weights left, {row['epochs']} epochs, "
                 f"held-out accuracy {row['validation_accuracy']:.2%}"
@@ -120,7 +123,7 @@ def _run(method: str, given: dict[str, Any]) -> None:
             given["model"], options, given["data"], training=training, out=out, test=given["test"], resume=resume,
             options=opened, val_share=given["val_share"], hooks=hooks, on_round=told,
         )  # fmt: skip
-    if distributed.rank():
+    if quiet or distributed.rank():
         return
     if given["as_json"]:
         click.echo(
@@ -197,7 +200,8 @@ def _trials(method: str, given: dict[str, Any]) -> None:
     place = Path(given["out"] or "runs")
     seeds = range(given["seed"], given["seed"] + given["trials"])
     each = [
-        given | {"seed": seed, "out": str(place / f"{name}-{seed}"), "trials": 1, "as_json": False} for seed in seeds
+        given | {"seed": seed, "out": str(place / f"{name}-{seed}"), "trials": 1, "quiet": given["as_json"]}
+        for seed in seeds
     ]
     if given["resume"]:
         each = [one | {"resume": (Path(one["out"]) / "run.json").is_file()} for one in each]

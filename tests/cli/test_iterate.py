@@ -44,11 +44,12 @@ def test_a_network_of_the_zoo_and_its_folder(cli: Run, tmp_path: Path, monkeypat
 
 def test_the_authors_spellings_and_several_trials(cli: Run, tmp_path: Path) -> None:
     words = ("--net_warmup", 1, "--prune_p", 1.0, "--prune_q", 2.0, "--exper_imp_total_iter", 1, "--exper_num_trial", 2)
-    done = cli(
+    call = (
         "iterate", "ciap", "--net_arch", "lenet300", "--data", "digits:train", "--eval", "digits:test",
         "--net_train_epochs", 1, "--batch-size", 200,
         *words, "--exper_type", "efficiency", "--epsilon", 0.5, "--chunk", 1, "--out", tmp_path, "--device", "cpu",
     )  # fmt: skip
+    done = cli(*call)
     assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "incop-if-lenet300-trials.json").read_text())
     assert [row["trials"] for row in rows] == [2, 2]
@@ -56,6 +57,7 @@ def test_the_authors_spellings_and_several_trials(cli: Run, tmp_path: Path) -> N
         asked = json.loads((tmp_path / f"incop-if-lenet300-{seed}" / "run.json").read_text())
         assert asked["sap"] == {"p": 1.0, "q": 2.0, "eta": 0.0, "gamma": 1.0, "beta": 0.9}
         assert (asked["method"], asked["warmup"], asked["train seed"]) == ("incop-if", 1, seed)
+    assert json.loads(cli(*call, "--resume", "--json").stdout) == rows
 
 
 def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
