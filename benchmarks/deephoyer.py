@@ -2,8 +2,9 @@
 
     python benchmarks/deephoyer.py --train mnist-train.zip --test mnist-test.zip
     python benchmarks/deephoyer.py --train mnist-train.zip --test mnist-test.zip --structured --network lenet5
-    python benchmarks/deephoyer.py ... --arms none l1=1e-5 hs=1e-4,3e-4
+    python benchmarks/deephoyer.py ... --arms none l1=1e-5 hs=1e-4,3e-4 --out runs/deephoyer
 
+What lies in --out is not done again: start it as often as it takes, or several with different arms at once.
 Each arm starts from the same dense network. Prints one Markdown row per strength: accuracy on the held-out tenth of
 the training images, which a strength is to be chosen by, and on the test images, that of the ONNX file in ONNX
 Runtime; non-zero weights, compression, what is left of MACs and of every layer.
@@ -12,6 +13,7 @@ Runtime; non-zero weights, compression, what is left of MACs and of every layer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -37,41 +39,57 @@ def call(*words: object) -> dict[str, Any]:
 
 
 def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
-    """Train one arm from the dense network, prune it, tune it and judge the file."""
+    """Train one arm from the dense network, prune it, tune it and judge the file, or read what that gave."""
+    name = "-".join(word for word in (reg, decay, "structured" * options.structured) if word)
+    kept = folder / f"{name}.json"
+    if kept.is_file():
+        return str(json.loads(kept.read_text()))
     common = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
     common = (*common, "--augment", "none")
     learning = ("--optimizer", "adam", "--schedule", "none", "--batch-size", options.batch_size, "--json")
     start = dense
     if reg != "none":
-        out = folder / f"{reg}-{decay}.onnx"
+        out = folder / f"{name}.onnx"
         regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
-        words = ("--epochs", options.epochs, "--from", dense, "--out", out, *regular)
+        words = ("--epochs", options.epochs, "--from", dense, "--out", out, "--force", *regular)
         call("train", options.network, *common, *learning, *words)
         # The last epoch: the best by validation may be an early one, not sparse yet.
         start = out.with_suffix(".last.pth")
-    small = folder / f"{reg}-{decay}-pruned.onnx"
-    size = ("--threshold", options.threshold) if options.threshold else ("--std-ratio", options.std_ratio)
-    words = (*size, *(["--structured"] if options.structured else []), "--epochs", options.tune, "--out", small)
+    small = folder / f"{name}-pruned.onnx"
+    size: tuple[object, ...] = (
+        ("--threshold", options.threshold) if options.threshold else ("--std-ratio", options.std_ratio)
+    )
+    if options.structured:
+        size = (*size, "--structured")
+    words = (*size, "--epochs", options.tune, "--out", small, "--force")
     tuned = call("prune-tune", start, *common, *learning, "--lr", 1e-3, "--weight-decay", 1e-4, *words)
     judged = call("evaluate", small, "--data", options.test, "--json")
     rows = " ".join(f"{row['rows_kept']}x{row['columns_kept']}" for row in tuned["layers"][:-1])
     macs = tuned["cost"]["written"]["macs"] / tuned["cost"]["dense"]["macs"]
     nonzero = tuned["layers"][-1]["nonzero"]
     accuracy = f"{tuned['validation']['accuracy']:.2%} | {judged['accuracy']['rate']:.2%}"
-    return f"| {reg} {decay} | {accuracy} | {nonzero:,} | {tuned['compression']:.1f}x | {macs:.1%} | {rows} |"
+    cells = [f"{reg} {decay}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
+    row = f"| {' | '.join(cells)} |"
+    kept.write_text(json.dumps(row))
+    return row
 
 
 def run(options: argparse.Namespace) -> None:
     """Train the dense network and print the table."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx")
-        more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
-        more = (*more, "--device", options.device)
-        dense = call("train", options.network, *words, *more, "--optimizer", "adam", "--augment", "none", "--json")
-        judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
-        held_out = f"{dense['accuracy']['validation']:.2%}"
-        print(f"\n**{options.network}**, dense: held-out {held_out}, test {judged['accuracy']['rate']:.2%}\n")
+    with contextlib.ExitStack() as stack:
+        place = options.out or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = Path(place) / options.network
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "dense.json"
+        if not kept.is_file():
+            words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx", "--force")
+            more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
+            more = (*more, "--device", options.device, "--optimizer", "adam", "--augment", "none", "--json")
+            dense = call("train", options.network, *words, *more)
+            judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
+            kept.write_text(json.dumps([dense["accuracy"]["validation"], judged["accuracy"]["rate"]]))
+        held_out, test = json.loads(kept.read_text())
+        print(f"\n**{options.network}**, dense: held-out {held_out:.2%}, test {test:.2%}\n")
         print("| regulariser | held-out | test | non-zeros | compression | MACs | rows x columns left |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for word in options.arms or ARMS[options.structured]:
@@ -87,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test", required=True, help="test images: any DATA")
     made.add_argument("--network", default="lenet300", choices=["lenet300", "lenet5"])
     made.add_argument("--structured", action="store_true")
+    made.add_argument("--out", help="where networks and rows are kept [default: nowhere]")
     made.add_argument("--epochs", type=int, default=250, help="of the dense training and of each regularised one")
     made.add_argument("--tune", type=int, default=100, help="epochs after pruning")
     made.add_argument("--arms", nargs="+", help="none, or REGULARISER=STRENGTH,STRENGTH")
