@@ -4,7 +4,8 @@
     python benchmarks/deephoyer.py --train mnist-train.zip --test mnist-test.zip --structured --network lenet5
     python benchmarks/deephoyer.py ... --arms none l1=1e-5 hs=1e-4,3e-4 --out runs/deephoyer
 
-What lies in --out is not done again: start it as often as it takes, or several with different arms at once.
+What lies in --out is not done again: start it as often as it takes, with the same options, and once the dense
+network is there several with different arms at once.
 Each arm starts from the same dense network. Prints one Markdown row per strength: accuracy on the held-out tenth of
 the training images, which a strength is to be chosen by, and on the test images, that of the ONNX file in ONNX
 Runtime; non-zero weights, compression, what is left of MACs and of every layer.
@@ -38,21 +39,25 @@ def call(*words: object) -> dict[str, Any]:
     return document
 
 
+def common(options: argparse.Namespace) -> tuple[object, ...]:
+    """Return what the dense network and every arm are trained with."""
+    data = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
+    return (*data, "--augment", "none", "--optimizer", "adam", "--batch-size", options.batch_size, "--json")
+
+
 def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
     """Train one arm from the dense network, prune it, tune it and judge the file, or read what that gave."""
     name = "-".join(word for word in (reg, decay, "structured" * options.structured) if word)
     kept = folder / f"{name}.json"
     if kept.is_file():
         return str(json.loads(kept.read_text()))
-    common = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
-    common = (*common, "--augment", "none")
-    learning = ("--optimizer", "adam", "--schedule", "none", "--batch-size", options.batch_size, "--json")
+    learning = (*common(options), "--schedule", "none")
     start = dense
     if reg != "none":
         out = folder / f"{name}.onnx"
         regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
         words = ("--epochs", options.epochs, "--from", dense, "--out", out, "--force", *regular)
-        call("train", options.network, *common, *learning, *words)
+        call("train", options.network, *learning, *words)
         # The last epoch: the best by validation may be an early one, not sparse yet.
         start = out.with_suffix(".last.pth")
     small = folder / f"{name}-pruned.onnx"
@@ -62,7 +67,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     if options.structured:
         size = (*size, "--structured")
     words = (*size, "--epochs", options.tune, "--out", small, "--force")
-    tuned = call("prune-tune", start, *common, *learning, "--lr", 1e-3, "--weight-decay", 1e-4, *words)
+    tuned = call("prune-tune", start, *learning, "--lr", 1e-3, "--weight-decay", 1e-4, *words)
     judged = call("evaluate", small, "--data", options.test, "--json")
     rows = " ".join(f"{row['rows_kept']}x{row['columns_kept']}" for row in tuned["layers"][:-1])
     macs = tuned["cost"]["written"]["macs"] / tuned["cost"]["dense"]["macs"]
@@ -82,10 +87,8 @@ def run(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "dense.json"
         if not kept.is_file():
-            words = ("--data", options.train, "--eval", options.test, "--out", folder / "dense.onnx", "--force")
-            more = ("--epochs", options.epochs, "--seed", options.seed, "--batch-size", options.batch_size)
-            more = (*more, "--device", options.device, "--optimizer", "adam", "--augment", "none", "--json")
-            dense = call("train", options.network, *words, *more)
+            words = ("--epochs", options.epochs, "--out", folder / "dense.onnx", "--force")
+            dense = call("train", options.network, *common(options), *words)
             judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
             kept.write_text(json.dumps([dense["accuracy"]["validation"], judged["accuracy"]["rate"]]))
         held_out, test = json.loads(kept.read_text())

@@ -53,8 +53,7 @@ def arm(given: argparse.Namespace, network: str, method: str, orders: tuple[floa
     """Run one method on one network, or go on with it; return its rounds over all trials."""
     place = Path(given.out) / network / (method if orders is None else f"{method}-{orders[0]:g}-{orders[1]:g}")
     place.mkdir(parents=True, exist_ok=True)
-    train = fewer(given.train, given.images, Path(given.out)) if given.images else given.train
-    words: list[Any] = ["iterate", method, "--model", network, "--data", train, "--eval", given.test]
+    words: list[Any] = ["iterate", method, "--model", network, "--data", given.train, "--eval", given.test]
     words += ["--rounds", given.rounds, "--epochs", given.epochs, "--dense-epochs", given.dense]
     words += ["--rewind", given.rewind, "--chunk", given.chunk, "--epsilon", given.epsilon]
     words += ["--trials", given.trials, "--jobs", given.jobs, "--batch-size", given.batch_size, "--lr", given.lr]
@@ -74,9 +73,9 @@ def reached(rounds: list[Any], left: float) -> tuple[float, float] | None:
         (each["remaining"]["mean"], each["test_accuracy"]["mean"], spent)
         for each, spent in zip(rounds, epochs, strict=True)
     ]
-    for (more, before, early), (fewer_left, after, late) in itertools.pairwise(points):
-        if more > fewer_left and more >= left >= fewer_left:
-            share = math.log(more / left) / math.log(more / fewer_left)
+    for (more, before, early), (less, after, late) in itertools.pairwise(points):
+        if more > less and more >= left >= less:
+            share = math.log(more / left) / math.log(more / less)
             return before + share * (after - before), early + share * (late - early)
     return None
 
@@ -138,6 +137,8 @@ def run() -> None:
     given = parser.parse_args()
     if given.trials < 2:
         parser.error("--trials: at least 2, for a deviation")
+    if given.images:
+        given.train = fewer(given.train, given.images, Path(given.out))
     for network in given.networks:
         print(f"\n**{network}**\n\n{HEAD}\n|---|---|---|---|---|---|---|", flush=True)
         found: dict[str, list[Any]] = {}

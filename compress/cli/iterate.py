@@ -93,8 +93,8 @@ def command(method: str, **given: Any) -> None:
         launch(_run, method, given)
 
 
-def _run(method: str, given: dict[str, Any]) -> None:
-    """Run one trial in one process, whether alone or one of several."""
+def _run(method: str, given: dict[str, Any], alone: bool = True) -> None:
+    """Run one trial in one process; of several, ``--json`` tells what they have in common alone."""
     from pathlib import Path
 
     from onnxprune.api.iterating import iterate
@@ -108,11 +108,8 @@ def _run(method: str, given: dict[str, Any]) -> None:
         seed=given["seed"], drop_classes=given["dropped"], preprocess=given["preprocess"], download=given["download"]
     )
 
-    # Of several trials --json prints what they have in common alone.
-    quiet = given.get("quiet", False)
-
     def told(row: dict[str, Any], _: Any) -> None:
-        if not (quiet or given["as_json"]):
+        if not given["as_json"]:
             click.echo(
                 f"round {row['round']}: {row['remaining']:.2%} of the weights left, {row['epochs']} epochs, "
                 f"held-out accuracy {row['validation_accuracy']:.2%}"
@@ -123,7 +120,7 @@ def _run(method: str, given: dict[str, Any]) -> None:
             given["model"], options, given["data"], training=training, out=out, test=given["test"], resume=resume,
             options=opened, val_share=given["val_share"], hooks=hooks, on_round=told,
         )  # fmt: skip
-    if quiet or distributed.rank():
+    if distributed.rank() or (given["as_json"] and not alone):
         return
     if given["as_json"]:
         click.echo(
@@ -199,18 +196,15 @@ def _trials(method: str, given: dict[str, Any]) -> None:
     name = f"{method_named(method)}-{_network(given['model']) or Path(given['model']).stem}"
     place = Path(given["out"] or "runs")
     seeds = range(given["seed"], given["seed"] + given["trials"])
-    each = [
-        given | {"seed": seed, "out": str(place / f"{name}-{seed}"), "trials": 1, "quiet": given["as_json"]}
-        for seed in seeds
-    ]
+    each = [given | {"seed": seed, "out": str(place / f"{name}-{seed}"), "trials": 1} for seed in seeds]
     if given["resume"]:
         each = [one | {"resume": (Path(one["out"]) / "run.json").is_file()} for one in each]
     if given["jobs"] == 1:
         for one in each:
-            _run(method, one)
+            _run(method, one, alone=False)
     else:
         with ProcessPoolExecutor(given["jobs"], mp_context=get_context("spawn")) as pool:
-            for done in [pool.submit(_run, method, one) for one in each]:
+            for done in [pool.submit(_run, method, one, alone=False) for one in each]:
                 done.result()
     file = place / f"{name}-trials.json"
     found = aggregate([Path(one["out"]) for one in each], file)

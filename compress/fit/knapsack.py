@@ -130,7 +130,8 @@ def allocate(
         conflicts: per space, the ones its cost is not independent of.
         limit: what the cost may be.
         curved: the ones whose cost is not linear in the width.
-        along: the cost of every option of one of those with the others held, where that is quicker than one by one.
+        along: the cost of one of those at every width (index = width) with the others held, where that is quicker than
+            one by one.
     """
     names = sorted(losses)
     problem = _Problem(names, losses, options, cost, conflicts, limit, frozenset(curved), along)
@@ -243,8 +244,8 @@ class _Problem:
     def costs(self, name: str, widths: Widths) -> np.ndarray:
         """Return the cost of every option of one, the others held."""
         choice = np.array(self.options[name])
-        if name in self.curved and self.along is not None and len(choice) > 1:
-            return self.along(name, widths)
+        if name in self.curved and self.along is not None:
+            return np.asarray(self.along(name, widths)[choice])
         if name in self.curved:
             return np.array([self.cost({**widths, name: int(width)}) for width in choice], dtype=float)
         ends = [self.cost({**widths, name: int(choice[0])}), self.cost({**widths, name: int(choice[-1])})]
