@@ -42,7 +42,7 @@ def call(*words: object) -> dict[str, Any]:
 def common(options: argparse.Namespace) -> tuple[object, ...]:
     """Return what the dense network and every arm are trained with."""
     data = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
-    return (*data, "--augment", "none", "--optimizer", "adam", "--batch-size", options.batch_size, "--json")
+    return (*data, "--augment", options.augment, "--optimizer", "adam", "--batch-size", options.batch_size, "--json")
 
 
 def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
@@ -51,7 +51,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     kept = folder / f"{name}.json"
     if kept.is_file():
         return str(json.loads(kept.read_text()))
-    learning = (*common(options), "--schedule", "none")
+    learning = (*common(options), "--schedule", options.schedule)
     start = dense
     if reg != "none":
         out = folder / f"{name}.onnx"
@@ -111,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", help="where networks and rows are kept [default: nowhere]")
     made.add_argument("--epochs", type=int, default=250, help="of the dense training and of each regularised one")
     made.add_argument("--tune", type=int, default=100, help="epochs after pruning")
+    made.add_argument("--augment", default="affine", help="of every training")
+    made.add_argument("--schedule", default="cosine", help="of the rate, in regularised training and in tuning")
     made.add_argument("--arms", nargs="+", help="none, or REGULARISER=STRENGTH,STRENGTH")
     made.add_argument("--std-ratio", type=float, default=0.25)
     made.add_argument("--threshold", type=float, help="in place of --std-ratio")

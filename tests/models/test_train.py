@@ -10,7 +10,7 @@ import torch
 from onnxprune.errors import BackendError, DataError, OptionError
 from onnxprune.models.options import TrainOptions, options_for
 from onnxprune.models.sources import TrainingData, open_training
-from onnxprune.models.train import Epoch, accuracy, fit, train_network
+from onnxprune.models.train import Epoch, Hooks, accuracy, fit, train_network
 from onnxprune.models.zoo import build
 
 GREY = (1, 28, 28)
@@ -48,6 +48,15 @@ def test_the_best_epoch_by_validation_is_kept(digits: TrainingData) -> None:
     assert trained.validation_accuracy == seen[trained.best_epoch - 1].validation_accuracy
     assert trained.validation_accuracy == accuracy(trained.module, digits.validation)
     assert trained.test_accuracy == accuracy(trained.module, digits.test)
+
+
+def test_weights_leave_in_the_layout_they_came_in(digits: TrainingData) -> None:
+    data, strides = replace(digits, train=digits.train.take(np.arange(64))), build("lenet5", 10).conv2.weight.stride()
+    during = []
+    hooks = Hooks(weights=lambda module: during.append(module.conv2.weight.stride()))
+    trained = train_network("lenet5", data, TrainOptions(epochs=1, device="cpu"), hooks=hooks)
+    assert set(during) != {strides}
+    assert trained.module.conv2.weight.stride() == strides
 
 
 def test_the_test_data_is_read_only_at_the_end(digits: TrainingData) -> None:
