@@ -29,6 +29,10 @@ ARMS = {
     True: ["none", "group-lasso=1e-3,3e-3", "group-hs=1e-3,3e-3"],
 }
 
+# What the dense network depends on, and an arm beside that.
+DENSE = ("network", "train", "test", "epochs", "augment", "batch_size", "seed")
+ARM = ("tune", "schedule", "std_ratio", "threshold")
+
 
 def call(*words: object) -> dict[str, Any]:
     """Run one command and return its JSON."""
@@ -37,6 +41,25 @@ def call(*words: object) -> dict[str, Any]:
         raise SystemExit(done.output + (str(done.exception) if done.exception else ""))
     document: dict[str, Any] = json.loads(done.stdout)
     return document
+
+
+def keep(place: Path, found: str, options: argparse.Namespace, depends: tuple[str, ...]) -> None:
+    """Write what a run gave, with the options that it depends on."""
+    place.write_text(json.dumps({"found": found, "options": {name: getattr(options, name) for name in depends}}))
+
+
+def reread(place: Path, options: argparse.Namespace) -> str:
+    """Return what a run gave.
+
+    Raises:
+        SystemExit: If it was made with other options.
+    """
+    kept = json.loads(place.read_text())
+    for name, value in kept["options"].items():
+        if getattr(options, name) != value:
+            asked = getattr(options, name)
+            raise SystemExit(f"{place} was made with --{name.replace('_', '-')} {value}, not {asked}")
+    return str(kept["found"])
 
 
 def common(options: argparse.Namespace) -> tuple[object, ...]:
@@ -50,7 +73,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     name = "-".join(word for word in (reg, decay, "structured" * options.structured) if word)
     kept = folder / f"{name}.json"
     if kept.is_file():
-        return str(json.loads(kept.read_text()))
+        return reread(kept, options)
     learning = (*common(options), "--schedule", options.schedule)
     start = dense
     if reg != "none":
@@ -75,7 +98,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     accuracy = f"{tuned['validation']['accuracy']:.2%} | {judged['accuracy']['rate']:.2%}"
     cells = [f"{reg} {decay}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
     row = f"| {' | '.join(cells)} |"
-    kept.write_text(json.dumps(row))
+    keep(kept, row, options, (*DENSE, *ARM))
     return row
 
 
@@ -86,13 +109,15 @@ def run(options: argparse.Namespace) -> None:
         folder = Path(place) / options.network
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "dense.json"
-        if not kept.is_file():
+        if kept.is_file():
+            found = reread(kept, options)
+        else:
             words = ("--epochs", options.epochs, "--out", folder / "dense.onnx", "--force")
             dense = call("train", options.network, *common(options), *words)
             judged = call("evaluate", folder / "dense.onnx", "--data", options.test, "--json")
-            kept.write_text(json.dumps([dense["accuracy"]["validation"], judged["accuracy"]["rate"]]))
-        held_out, test = json.loads(kept.read_text())
-        print(f"\n**{options.network}**, dense: held-out {held_out:.2%}, test {test:.2%}\n")
+            found = f"held-out {dense['accuracy']['validation']:.2%}, test {judged['accuracy']['rate']:.2%}"
+            keep(kept, found, options, DENSE)
+        print(f"\n**{options.network}**, dense: {found}\n")
         print("| regulariser | held-out | test | non-zeros | compression | MACs | rows x columns left |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for word in options.arms or ARMS[options.structured]:
