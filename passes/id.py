@@ -12,13 +12,13 @@ import onnx_ir as ir
 from onnxprune.contract import Context, Observer, Plan, StepResult, Tap, check_options, option
 from onnxprune.errors import DataError, OptionError
 from onnxprune.fit.cutting import Cutter, fastest_within, refittable
-from onnxprune.fit.iditer import iditer
+from onnxprune.fit.iditer import Trail
 from onnxprune.fit.interpolate import fold, foldable, observer, reduce_space, tap_of
 from onnxprune.fit.reconstruct import Fit
 from onnxprune.fit.sizing import Sizing, plan_spaces, reached, tally_of
 from onnxprune.fit.survey import NO_DECISIONS
 from onnxprune.graph import spaces, surgery
-from onnxprune.graph.cleanup import finish, prepare
+from onnxprune.graph.cleanup import finish, lifted, prepare
 from onnxprune.graph.kept import record_kept
 from onnxprune.graph.selection import Selection
 from onnxprune.graph.spaces import Analysis, ChannelSpace
@@ -162,14 +162,16 @@ class Id:
     def apply(self, model: ir.Model, context: Context) -> StepResult:
         """Return the model with narrower spaces; what every space and every refit gave is in the numbers."""
         if self.mode == "iditer":
-            return self._iterative(model, context)
+            return self._iterated(model, context)(self)
         if self._published:
             return self._folded(model, context)
         return self._refitted(self._cutter(model, context), Sizing.of(self), context)
 
     def prepared(self, model: ir.Model, context: Context) -> Callable[[Id], StepResult]:
         """Return a function from this pass with a size to what that one gives; data is surveyed once."""
-        if self._published or self.mode == "iditer":
+        if self.mode == "iditer":
+            return self._iterated(model, context)
+        if self._published:
             return lambda sized: sized.apply(model, context)
         cutter = self._cutter(model, context)
         return lambda sized: sized._refitted(cutter, Sizing.of(sized), context)
@@ -222,28 +224,44 @@ class Id:
             fold(analysis, chosen, kept, context.statistics, self.preserve_zeros, tables)
         return self._cut(work, analysis, kept, skipped, {"spaces": len(chosen), "layers": layers}, context)
 
-    def _iterative(self, model: ir.Model, context: Context) -> StepResult:
+    def _iterated(self, model: ir.Model, context: Context) -> Callable[[Id], StepResult]:
+        """Return a function to what a size gives: a smaller one than the last goes on from there."""
+        trail: Trail | None = None
+        cutter: Cutter | None = None
+
+        def sized_to(sized: Id) -> StepResult:
+            nonlocal trail, cutter
+            trail = trail or self._trail(model, context)
+            sizing = Sizing.of(sized)
+            budget = sizing.budget(trail.analysis, context, trail.tally)
+            if trail.past(budget.limit, budget.cost):
+                trail = self._trail(model, context)
+            kept, path = trail.to(budget.limit, budget.cost)
+            skipped = self._chosen(trail.analysis, context.inputs)[1]
+            trajectory = [{key: value for key, value in vars(point).items() if value is not None} for point in path]
+            numbers: dict[str, Any] = {"spaces": len(trail.spaces), "trajectory": trajectory}
+            if self._published or not kept:
+                numbers["layers"] = [_row(s, kept) for s in trail.spaces if s.name in kept]
+                work = lifted(trail.model)
+                return sized._cut(work, spaces.analyse(work), kept, skipped, numbers, context)
+            cutter = cutter or self._cutter(model, context)
+            widths = {s.name: len(kept[s.name]) if s.name in kept else s.width for s in trail.spaces}
+            cut = cutter.cut(widths)
+            numbers |= {"layers": cut.spaces, "refits": cut.refits}
+            narrow = {name: len(indices) for name, indices in cut.kept.items()}
+            return sized._result(cut.model, skipped, numbers, context, sizing, narrow)
+
+        return sized_to
+
+    def _trail(self, model: ir.Model, context: Context) -> Trail:
         work = prepare(model)
         analysis = spaces.analyse(work)
-        chosen, skipped = self._chosen(analysis, context.inputs)
-        sizing, tally = Sizing.of(self), tally_of(analysis, context)
-        budget = sizing.budget(analysis, context, tally)
-        kept, path = iditer(
-            work, analysis, chosen, tally, context, cost=budget.cost, limit=budget.limit, step=self.step,
-            refresh=self.refresh, log_interval=self.log_interval, max_steps=self.steps, score=self.score,
-            readers="each", preserve_zeros=self.preserve_zeros,
+        chosen, _ = self._chosen(analysis, context.inputs)
+        return Trail(
+            work, analysis, chosen, tally_of(analysis, context), context, step=self.step, refresh=self.refresh,
+            log_interval=self.log_interval, max_steps=self.steps, score=self.score, readers="each",
+            preserve_zeros=self.preserve_zeros,
         )  # fmt: skip
-        trajectory = [{key: value for key, value in vars(point).items() if value is not None} for point in path]
-        numbers: dict[str, Any] = {"spaces": len(chosen), "trajectory": trajectory}
-        if self._published or not kept:
-            numbers["layers"] = [_row(s, kept) for s in chosen if s.name in kept]
-            return self._cut(work, analysis, kept, skipped, numbers, context)
-        cutter = self._cutter(model, context)
-        widths = {s.name: len(kept[s.name]) if s.name in kept else s.width for s in chosen}
-        cut = cutter.cut(widths)
-        numbers |= {"layers": cut.spaces, "refits": cut.refits}
-        narrow = {name: len(indices) for name, indices in cut.kept.items()}
-        return self._result(cut.model, skipped, numbers, context, sizing, narrow)
 
     def _cut(
         self,

@@ -13,7 +13,7 @@ from onnxprune.contract import Context, Tap
 from onnxprune.errors import OptionError
 from onnxprune.evaluate.kinds import output_kind
 from onnxprune.evaluate.scores import Rows, decide
-from onnxprune.fit.narrowing import READERS, SCORES, Narrowing
+from onnxprune.fit.narrowing import READERS, SCORES, Candidate, Narrowing
 from onnxprune.graph.cost import measure
 from onnxprune.graph.spaces import Analysis, ChannelSpace
 from onnxprune.graph.tally import Tally, Widths
@@ -106,31 +106,104 @@ def iditer(
         OptionError: An option is out of range.
         DataError: There are no calibration data, or a tensor holds NaN or infinity.
     """
-    _check(step, refresh, lazy_every, score, readers, limit)
-    assert model is analysis.model
-    goal = _Goal(limit, cost, tally, model)
-    work = Narrowing(analysis, spaces, tally, context, score=score, readers=readers, preserve_zeros=preserve_zeros)
-    log = _Agreement(model, context, original)
-    params = measure(model).params
-    trajectory: list[Step] = []
-    stale: set[Tap] = set()
-    while not goal.reached(work.widths) and (max_steps is None or len(trajectory) < max_steps):
-        if stale and (refresh == "exact" or (refresh == "lazy" and len(trajectory) % lazy_every == 0)):
-            work.collect(stale)
-            stale.clear()
-        best = work.best(step)
-        if best is None:
-            break
-        best = work.resized(best, goal.least_cut(work.widths, best.space.name, best.kept))
+    trail = Trail(
+        model, analysis, spaces, tally, context, step=step, refresh=refresh, lazy_every=lazy_every,
+        log_interval=log_interval, max_steps=max_steps, score=score, readers=readers, preserve_zeros=preserve_zeros,
+        original=original,
+    )  # fmt: skip
+    return trail.to(limit, cost)
+
+
+class Trail:
+    """Cuts one after the other, to one limit and on to smaller ones: what lies before a limit is done once.
+
+    The arguments are those of :func:`iditer`, which is a trail to one limit.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        analysis: Analysis,
+        spaces: Sequence[ChannelSpace],
+        tally: Tally,
+        context: Context,
+        *,
+        step: float,
+        refresh: str = "exact",
+        lazy_every: int = 10,
+        log_interval: int = 10,
+        max_steps: int | None = None,
+        score: str = "diagonal",
+        readers: str = "once",
+        preserve_zeros: bool = True,
+        original: Rows | None = None,
+    ) -> None:
+        _check(step, refresh, lazy_every, score, readers)
+        assert model is analysis.model
+        self.model, self.analysis, self.spaces, self.tally = model, analysis, tuple(spaces), tally
+        self._step, self._refresh, self._lazy_every, self._log_interval = step, refresh, lazy_every, log_interval
+        self._max_steps = max_steps
+        self._work = Narrowing(
+            analysis, spaces, tally, context, score=score, readers=readers, preserve_zeros=preserve_zeros
+        )
+        self._log = _Agreement(model, context, original)
+        self._params = measure(model).params
+        self._steps: list[Step] = []
+        self._stale: set[Tap] = set()
+        # Widths before the last cut; how to take back a cut that a limit has made smaller than the rule would.
+        self._earlier: Widths | None = None
+        self._back: Callable[[], None] | None = None
+
+    def past(self, limit: Limit, cost: Price | None = None) -> bool:
+        """Return whether the limit lies before what has been cut already: it then takes a trail of its own."""
+        return self._earlier is not None and _Goal(limit, cost, self.tally, self.model).reached(self._earlier)
+
+    def to(self, limit: Limit, cost: Price | None = None) -> tuple[dict[str, np.ndarray], list[Step]]:
+        """Cut until the limit is reached, which must not be ``past``; the model stays so until the next call.
+
+        Raises:
+            OptionError: The limit is in an unknown currency.
+            DataError: There are no calibration data, or a tensor holds NaN or infinity.
+        """
+        goal, work = _Goal(limit, cost, self.tally, self.model), self._work
+        if self._back is not None:
+            self._back()
+            self._back = None
+            self._steps.pop()
+        while not goal.reached(work.widths) and self._back is None and not self._spent():
+            if self._stale and self._due():
+                work.collect(self._stale)
+                self._stale.clear()
+            best = work.best(self._step)
+            if best is None:
+                break
+            self._cut(best, goal.least_cut(work.widths, best.space.name, best.kept))
+        steps = list(self._steps)
+        if steps and steps[-1].agreement is None:
+            steps[-1] = replace(steps[-1], agreement=self._log.take())
+        return {s.name: work.kept[s.name] for s in self.spaces if len(work.kept[s.name]) < s.width}, steps
+
+    def _spent(self) -> bool:
+        return self._max_steps is not None and len(self._steps) >= self._max_steps
+
+    def _due(self) -> bool:
+        exact, lazy = self._refresh == "exact", self._refresh == "lazy"
+        return exact or (lazy and len(self._steps) % self._lazy_every == 0)
+
+    def _cut(self, best: Candidate, kept: int) -> None:
+        work = self._work
+        if kept == best.kept:
+            self._earlier = work.widths
+        else:
+            self._back = work.mark(best.space)
+        best = work.resized(best, kept)
         work.cut(best)
-        stale |= work.behind(best.space)
-        number, widths = len(trajectory) + 1, work.widths
-        agreement = log.take() if log_interval > 0 and number % log_interval == 0 else None
-        macs, left = tally.macs(widths), params + tally.params(widths)
-        trajectory.append(Step(number, best.space.name, best.kept, best.error, best.score, macs, left, agreement))
-    if trajectory and trajectory[-1].agreement is None:
-        trajectory[-1] = replace(trajectory[-1], agreement=log.take())
-    return {s.name: work.kept[s.name] for s in spaces if len(work.kept[s.name]) < s.width}, trajectory
+        if self._back is None:
+            self._stale |= work.behind(best.space)
+        number, widths = len(self._steps) + 1, work.widths
+        agreement = self._log.take() if self._log_interval > 0 and number % self._log_interval == 0 else None
+        macs, left = self.tally.macs(widths), self._params + self.tally.params(widths)
+        self._steps.append(Step(number, best.space.name, best.kept, best.error, best.score, macs, left, agreement))
 
 
 def decisions(model: ir.Model, context: Context) -> Rows | None:
@@ -151,7 +224,7 @@ def decisions(model: ir.Model, context: Context) -> Rows | None:
     return np.concatenate(found)
 
 
-def _check(step: float, refresh: str, lazy_every: int, score: str, readers: str, limit: Limit) -> None:
+def _check(step: float, refresh: str, lazy_every: int, score: str, readers: str) -> None:
     if not 0.0 < step < 1.0:
         raise OptionError(f"iditer: step={step:g} is not accepted; give a number in (0, 1)")
     if refresh not in REFRESH:
@@ -162,8 +235,6 @@ def _check(step: float, refresh: str, lazy_every: int, score: str, readers: str,
         raise OptionError(f"iditer: score={score} is not accepted; give {' or '.join(SCORES)}")
     if readers not in READERS:
         raise OptionError(f"iditer: readers={readers} is not accepted; give {' or '.join(READERS)}")
-    if isinstance(limit, tuple) and limit[0] not in CURRENCIES:
-        raise OptionError(f"iditer: a limit in {limit[0]} is not accepted; give {' or '.join(CURRENCIES)}")
 
 
 class _Goal:
@@ -173,6 +244,8 @@ class _Goal:
         self._stop: Stop | None = limit if callable(limit) else None
         self._cost, self._most = cost or tally.macs, 0.0
         if isinstance(limit, tuple):
+            if limit[0] not in CURRENCIES:
+                raise OptionError(f"iditer: a limit in {limit[0]} is not accepted; give {' or '.join(CURRENCIES)}")
             self._cost, self._most = _price(limit[0], tally, model), limit[1]
         elif not callable(limit):
             self._most = limit

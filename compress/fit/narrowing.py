@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +163,18 @@ class Narrowing:
         for other in self.spaces:
             if any(consumer.node in nodes for consumer in other.consumers):
                 self._factors.pop(other.name, None)
+
+    def mark(self, space: ChannelSpace) -> Callable[[], None]:
+        """Return a function that takes back a cut of ``space``, made next and with nothing collected behind it."""
+        kept, known, factors = dict(self.kept), dict(self._known), dict(self._factors)
+        weights = [(consumer.weight, consumer.weight.const_value) for consumer in space.consumers]
+
+        def back() -> None:
+            self.kept, self._known, self._factors = kept, known, factors
+            for weight, data in weights:
+                weight.const_value = data
+
+        return back
 
     def _candidate(self, space: ChannelSpace, kept: int, widths: Widths, macs: int) -> Candidate:
         error = self._factored(space, kept).error(kept, widths[space.name], self.score)

@@ -45,6 +45,8 @@ def feeds(digits: Any) -> dict[str, Any]:
         ("id", "params=0.7,0.4"),
         ("surp(sparsity=0.5),id", "flops=0.7,0.4"),
         ("surp(values=refit),id(flops=0.8)", "sparsity=0.3,0.6"),
+        ("id(mode=iditer)", "flops=0.8,0.5"),
+        ("id(mode=iditer,reconstruct=none)", "flops=0.8,0.5,0.65,0.64"),
         ("pca", "flops=0.8,0.6"),
         ("cleanup,filters", "keep=0.8,0.5"),
     ],

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.contract import Context, Observer, Tap
 from onnxprune.data import open_data
 from onnxprune.errors import DataError, OptionError
-from onnxprune.fit.iditer import Step, decisions, iditer
+from onnxprune.fit.iditer import Step, Trail, decisions, iditer
 from onnxprune.fit.interpolate import foldable, observer, tap_of
 from onnxprune.fit.sizing import tally_of
 from onnxprune.graph import spaces, surgery
@@ -398,3 +398,26 @@ def test_a_space_with_several_readers_gets_its_own_least_squares_in_each(run_mod
     _, counted = again.run(max_steps=1, refresh="none", step=0.7, readers="each")
     assert len(stream.consumers) == 3
     assert (counted[0].error, counted[0].score) == (path[0].error, pytest.approx(3 * path[0].score))
+
+
+@pytest.mark.parametrize("refresh", ["exact", "lazy", "none"])
+@pytest.mark.parametrize("step", [0.9, 0.55])
+def test_a_trail_goes_on_to_smaller_limits_as_if_from_the_start(
+    cnn: Callable[..., Case], refresh: str, step: float
+) -> None:
+    options: dict[str, Any] = {"step": step, "refresh": refresh, "lazy_every": 3, "log_interval": 4}
+    case = cnn()
+    trail = Trail(case.model, case.analysis, case.spaces, case.tally, case.context, **options)
+    alone = 0
+    for share in (0.95, 0.7, 0.7, 0.35):
+        assert not trail.past(("macs", share * case.full.macs))
+        kept, steps = trail.to(("macs", share * case.full.macs))
+        single = cnn()
+        expected, wanted = single.run(limit=("macs", share * single.full.macs), **options)
+        assert steps == wanted
+        assert kept.keys() == expected.keys()
+        assert all(np.array_equal(kept[name], expected[name]) for name in kept)
+        assert written(case.model) == written(single.model)
+        alone = len(single.seen)
+    assert trail.past(("macs", 0.7 * case.full.macs))
+    assert len(case.seen) <= alone
