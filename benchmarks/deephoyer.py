@@ -29,9 +29,8 @@ ARMS = {
     True: ["none", "group-lasso=1e-3,3e-3", "group-hs=1e-3,3e-3"],
 }
 
-# What the dense network depends on, and an arm beside that.
+# What the dense network depends on.
 DENSE = ("network", "train", "test", "epochs", "augment", "batch_size", "seed")
-ARM = ("tune", "schedule", "std_ratio", "threshold")
 
 
 def call(*words: object) -> dict[str, Any]:
@@ -68,29 +67,44 @@ def common(options: argparse.Namespace) -> tuple[object, ...]:
     return (*data, "--augment", options.augment, "--optimizer", "adam", "--batch-size", options.batch_size, "--json")
 
 
-def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
-    """Train one arm from the dense network, prune it, tune it and judge the file, or read what that gave."""
-    name = "-".join(word for word in (reg, decay, "structured" * options.structured) if word)
-    kept = folder / f"{name}.json"
+def trained(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> Path:
+    """Train from the dense network with a regulariser, or find that done; return the checkpoint."""
+    if reg == "none":
+        return dense
+    out = folder / f"{reg}-{decay}.onnx"
+    kept = out.with_suffix(".json")
     if kept.is_file():
-        return reread(kept, options)
-    learning = (*common(options), "--schedule", options.schedule)
-    start = dense
-    if reg != "none":
-        out = folder / f"{name}.onnx"
+        reread(kept, options)
+    else:
         regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
         words = ("--epochs", options.epochs, "--from", dense, "--out", out, "--force", *regular)
-        call("train", options.network, *learning, *words)
-        # The last epoch: the best by validation may be an early one, not sparse yet.
-        start = out.with_suffix(".last.pth")
-    small = folder / f"{name}-pruned.onnx"
-    size: tuple[object, ...] = (
-        ("--threshold", options.threshold) if options.threshold else ("--std-ratio", options.std_ratio)
-    )
-    if options.structured:
-        size = (*size, "--structured")
-    words = (*size, "--epochs", options.tune, "--out", small, "--force")
-    tuned = call("prune-tune", start, *learning, "--lr", 1e-3, "--weight-decay", 1e-4, *words)
+        call("train", options.network, *common(options), "--schedule", options.schedule, *words)
+        keep(kept, "", options, (*DENSE, "schedule"))
+    # The last epoch: the best by validation may be an early one, not sparse yet.
+    return out.with_suffix(".last.pth")
+
+
+def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
+    """Train one arm, prune it, tune it and judge the file, or read what that gave."""
+    by, bound = ("threshold", options.threshold) if options.threshold else ("std-ratio", options.std_ratio)
+    form = "structured" * options.structured
+    small = folder / ("-".join(word for word in (reg, decay, form, by, f"{bound:g}") if word) + ".onnx")
+    kept = small.with_suffix(".json")
+    if kept.is_file():
+        return reread(kept, options)
+    start = trained(options, folder, dense, reg, decay)
+    words: list[object] = [
+        *common(options),
+        "--schedule",
+        options.schedule,
+        f"--{by}",
+        bound,
+        "--out",
+        small,
+        "--force",
+    ]
+    words += ["--epochs", options.tune, "--lr", 1e-3, "--weight-decay", 1e-4, *["--structured"] * options.structured]
+    tuned = call("prune-tune", start, *common(options), *words)
     judged = call("evaluate", small, "--data", options.test, "--json")
     rows = " ".join(f"{row['rows_kept']}x{row['columns_kept']}" for row in tuned["layers"][:-1])
     macs = tuned["cost"]["written"]["macs"] / tuned["cost"]["dense"]["macs"]
@@ -98,7 +112,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     accuracy = f"{tuned['validation']['accuracy']:.2%} | {judged['accuracy']['rate']:.2%}"
     cells = [f"{reg} {decay}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
     row = f"| {' | '.join(cells)} |"
-    keep(kept, row, options, (*DENSE, *ARM))
+    keep(kept, row, options, (*DENSE, "schedule", "tune"))
     return row
 
 
@@ -139,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--augment", default="affine", help="of every training")
     made.add_argument("--schedule", default="cosine", help="of the rate, in regularised training and in tuning")
     made.add_argument("--arms", nargs="+", help="none, or REGULARISER=STRENGTH,STRENGTH")
-    made.add_argument("--std-ratio", type=float, default=0.25)
+    made.add_argument("--std-ratio", type=float, help="pruning [default: 0.25, with --structured 0.1]")
     made.add_argument("--threshold", type=float, help="in place of --std-ratio")
     made.add_argument("--batch-size", type=int, default=128)
     made.add_argument("--seed", type=int, default=0)
@@ -148,4 +162,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run(parser().parse_args())
+    given = parser().parse_args()
+    given.std_ratio = given.std_ratio or (0.1 if given.structured else 0.25)
+    run(given)
