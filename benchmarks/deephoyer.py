@@ -25,8 +25,8 @@ from click.testing import CliRunner
 from onnxprune.cli import main
 
 ARMS = {
-    False: ["none", "l1=1e-5,3e-5,1e-4", "hs=3e-5,1e-4,3e-4"],
-    True: ["none", "group-lasso=1e-3,3e-3", "group-hs=1e-3,3e-3"],
+    False: ["none", "l1=1e-5,3e-5,1e-4", "hs=3e-5,5e-5,1e-4"],
+    True: ["none", "group-lasso=1e-3,3e-3", "group-hs=3e-4,1e-3,3e-3,1e-2"],
 }
 
 # What the dense network depends on.
