@@ -77,9 +77,9 @@ def trained(options: argparse.Namespace, folder: Path, dense: Path, reg: str, de
         reread(kept, options)
     else:
         regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
-        words = ("--epochs", options.epochs, "--from", dense, "--out", out, "--force", *regular)
+        words = ("--epochs", options.sparse, "--from", dense, "--out", out, "--force", *regular)
         call("train", options.network, *common(options), "--schedule", options.schedule, *words)
-        keep(kept, "", options, (*DENSE, "schedule"))
+        keep(kept, "", options, (*DENSE, "schedule", "sparse"))
     # The last epoch: the best by validation may be an early one, not sparse yet.
     return out.with_suffix(".last.pth")
 
@@ -112,7 +112,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     accuracy = f"{tuned['validation']['accuracy']:.2%} | {judged['accuracy']['rate']:.2%}"
     cells = [f"{reg} {decay}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
     row = f"| {' | '.join(cells)} |"
-    keep(kept, row, options, (*DENSE, "schedule", "tune"))
+    keep(kept, row, options, (*DENSE, "schedule", "sparse", "tune"))
     return row
 
 
@@ -148,7 +148,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--network", default="lenet300", choices=["lenet300", "lenet5"])
     made.add_argument("--structured", action="store_true")
     made.add_argument("--out", help="where networks and rows are kept [default: nowhere]")
-    made.add_argument("--epochs", type=int, default=250, help="of the dense training and of each regularised one")
+    made.add_argument("--epochs", type=int, default=250, help="of the dense training")
+    made.add_argument("--sparse", type=int, help="epochs of each regularised training [default: --epochs]")
     made.add_argument("--tune", type=int, default=100, help="epochs after pruning")
     made.add_argument("--augment", default="affine", help="of every training")
     made.add_argument("--schedule", default="cosine", help="of the rate, in regularised training and in tuning")
@@ -163,5 +164,6 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     given = parser().parse_args()
+    given.sparse = given.sparse or given.epochs
     given.std_ratio = given.std_ratio or (0.1 if given.structured else 0.25)
     run(given)
