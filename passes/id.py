@@ -226,18 +226,18 @@ class Id:
 
     def _iterated(self, model: ir.Model, context: Context) -> Callable[[Id], StepResult]:
         """Return a function to what a size gives: a smaller one than the last goes on from there."""
-        trail: Trail | None = None
+        begun: tuple[Trail, dict[str, str]] | None = None
         cutter: Cutter | None = None
 
         def sized_to(sized: Id) -> StepResult:
-            nonlocal trail, cutter
-            trail = trail or self._trail(model, context)
+            nonlocal begun, cutter
+            begun = begun or self._trail(model, context)
+            trail, skipped = begun
             sizing = Sizing.of(sized)
             budget = sizing.budget(trail.analysis, context, trail.tally)
             if trail.past(budget.limit, budget.cost):
-                trail = self._trail(model, context)
+                trail, skipped = begun = self._trail(model, context)
             kept, path = trail.to(budget.limit, budget.cost)
-            skipped = self._chosen(trail.analysis, context.inputs)[1]
             trajectory = [{key: value for key, value in vars(point).items() if value is not None} for point in path]
             numbers: dict[str, Any] = {"spaces": len(trail.spaces), "trajectory": trajectory}
             if self._published or not kept:
@@ -253,15 +253,17 @@ class Id:
 
         return sized_to
 
-    def _trail(self, model: ir.Model, context: Context) -> Trail:
+    def _trail(self, model: ir.Model, context: Context) -> tuple[Trail, dict[str, str]]:
+        """Return a trail that has not begun, and why spaces are left alone."""
         work = prepare(model)
         analysis = spaces.analyse(work)
-        chosen, _ = self._chosen(analysis, context.inputs)
-        return Trail(
+        chosen, skipped = self._chosen(analysis, context.inputs)
+        trail = Trail(
             work, analysis, chosen, tally_of(analysis, context), context, step=self.step, refresh=self.refresh,
             log_interval=self.log_interval, max_steps=self.steps, score=self.score, readers="each",
             preserve_zeros=self.preserve_zeros,
         )  # fmt: skip
+        return trail, skipped
 
     def _cut(
         self,

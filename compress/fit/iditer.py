@@ -33,7 +33,7 @@ Limit = Stop | tuple[str, float] | float
 class Step:
     """One cut: ``number`` from 1, the space's name, how many channels it ``kept``, and the model afterwards.
 
-    ``error`` is relative (see :func:`iditer`), ``score`` is error per MAC saved; ``macs`` and ``params`` are the whole
+    ``error`` is relative (see :class:`Trail`), ``score`` is error per MAC saved; ``macs`` and ``params`` are the whole
     model's; ``agreement`` is the share of calibration examples with the original's decisions, where it was taken.
     """
 
@@ -47,26 +47,8 @@ class Step:
     agreement: float | None = None
 
 
-def iditer(
-    model: ir.Model,
-    analysis: Analysis,
-    spaces: Sequence[ChannelSpace],
-    tally: Tally,
-    context: Context,
-    *,
-    limit: Limit,
-    step: float,
-    cost: Price | None = None,
-    refresh: str = "exact",
-    lazy_every: int = 10,
-    log_interval: int = 10,
-    max_steps: int | None = None,
-    score: str = "diagonal",
-    readers: str = "once",
-    preserve_zeros: bool = True,
-    original: Rows | None = None,
-) -> tuple[dict[str, np.ndarray], list[Step]]:
-    """Narrow one space at a time, the one with the least error per MAC saved, until the limit is reached.
+class Trail:
+    """Narrow one space at a time, the one with the least error per MAC saved, to a limit and on to smaller ones.
 
     Every step proposes ``max(1, floor(step * width))`` channels for every space, scores the proposal on the
     activations of the present model and carries out the best one: the first k pivots stay and the others are
@@ -82,11 +64,7 @@ def iditer(
         spaces: those that may be cut; all of their consumers must be foldable.
         tally: costs of ``analysis`` by widths.
         context: ``statistics`` are used where they hold what is needed, ``collect`` gives the rest.
-        limit: the most that the whole model may cost, in a currency (macs, params or bytes) that comes with it or
-            else by ``cost``; or a function of the widths that says when to stop, and still does when a width falls.
         step: fraction of its channels that a space keeps in one step, above 0 and below 1.
-        cost: what the model costs at given widths (of ``spaces`` only; the others have their own), for a ``limit``
-            without currency; by default its MACs.
         refresh: ``exact`` takes statistics anew behind every cut, ``lazy`` every ``lazy_every`` steps, ``none``
             never.
         lazy_every: steps between two runs of the data under ``lazy``.
@@ -98,26 +76,9 @@ def iditer(
         preserve_zeros: weights that are zero stay zero.
         original: decisions to compare with (:func:`decisions`); by default those of ``context.original``.
 
-    Returns:
-        The kept channels, ascending, of every space that was narrowed, and the steps. Where the limit was not
-        reached every space that can be narrowed has one channel left, or ``max_steps`` were taken.
-
     Raises:
         OptionError: An option is out of range.
         DataError: There are no calibration data, or a tensor holds NaN or infinity.
-    """
-    trail = Trail(
-        model, analysis, spaces, tally, context, step=step, refresh=refresh, lazy_every=lazy_every,
-        log_interval=log_interval, max_steps=max_steps, score=score, readers=readers, preserve_zeros=preserve_zeros,
-        original=original,
-    )  # fmt: skip
-    return trail.to(limit, cost)
-
-
-class Trail:
-    """Cuts one after the other, to one limit and on to smaller ones: what lies before a limit is done once.
-
-    The arguments are those of :func:`iditer`, which is a trail to one limit.
     """
 
     def __init__(
@@ -160,6 +121,16 @@ class Trail:
 
     def to(self, limit: Limit, cost: Price | None = None) -> tuple[dict[str, np.ndarray], list[Step]]:
         """Cut until the limit is reached, which must not be ``past``; the model stays so until the next call.
+
+        Args:
+            limit: the most that the whole model may cost, in a currency (macs, params or bytes) that comes with it or
+                else by ``cost``; or a function of the widths that says when to stop, and still does when a width falls.
+            cost: what the model costs at given widths (of ``spaces`` only; the others have their own), for a ``limit``
+                without currency; by default its MACs.
+
+        Returns:
+            The kept channels, ascending, of every space that was narrowed, and the steps. Where the limit was not
+            reached every space that can be narrowed has one channel left, or ``max_steps`` were taken.
 
         Raises:
             OptionError: The limit is in an unknown currency.

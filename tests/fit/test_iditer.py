@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.contract import Context, Observer, Tap
 from onnxprune.data import open_data
 from onnxprune.errors import DataError, OptionError
-from onnxprune.fit.iditer import Step, Trail, decisions, iditer
+from onnxprune.fit.iditer import Step, Trail, decisions
 from onnxprune.fit.interpolate import foldable, observer, tap_of
 from onnxprune.fit.sizing import tally_of
 from onnxprune.graph import spaces, surgery
@@ -65,7 +65,8 @@ class Case:
 
     def run(self, **options: Any) -> tuple[dict[str, np.ndarray], list[Step]]:
         chosen = {"limit": ("macs", 0.5 * self.full.macs), "step": 0.9, **options}
-        return iditer(self.model, self.analysis, self.spaces, self.tally, self.context, **chosen)
+        limit, cost = chosen.pop("limit"), chosen.pop("cost", None)
+        return Trail(self.model, self.analysis, self.spaces, self.tally, self.context, **chosen).to(limit, cost)
 
     def cut(self, kept: Mapping[str, np.ndarray]) -> ir.Model:
         surgery.cut(self.analysis, kept)
