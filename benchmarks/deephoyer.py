@@ -93,16 +93,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     if kept.is_file():
         return reread(kept, options)
     start = trained(options, folder, dense, reg, decay)
-    words: list[object] = [
-        *common(options),
-        "--schedule",
-        options.schedule,
-        f"--{by}",
-        bound,
-        "--out",
-        small,
-        "--force",
-    ]
+    words: list[object] = [f"--{by}", bound, "--schedule", options.schedule, "--out", small, "--force"]
     words += ["--epochs", options.tune, "--lr", 1e-3, "--weight-decay", 1e-4, *["--structured"] * options.structured]
     tuned = call("prune-tune", start, *common(options), *words)
     judged = call("evaluate", small, "--data", options.test, "--json")

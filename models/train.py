@@ -182,7 +182,10 @@ def fit(
 
 
 def _laid_out(module: nn.Module, layout: torch.memory_format) -> None:
-    """Lay the weights of two-dimensional convolutions out in place; their outputs follow, values stay."""
+    """Lay the weights of two-dimensional convolutions out in place; their outputs follow, values stay.
+
+    ``Module.to`` would refuse networks that have weights of five axes too.
+    """
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
