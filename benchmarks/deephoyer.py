@@ -67,17 +67,23 @@ def common(options: argparse.Namespace) -> tuple[object, ...]:
     return (*data, "--augment", options.augment, "--optimizer", "adam", "--batch-size", options.batch_size, "--json")
 
 
+def by_macs(options: argparse.Namespace) -> str:
+    """Return what tells an arm whose strengths go by MACs from others, in names of files."""
+    return "-by-macs" if options.decay_by == "macs" else ""
+
+
 def trained(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> Path:
     """Train from the dense network with a regulariser, or find that done; return the checkpoint."""
     if reg == "none":
         return dense
-    out = folder / f"{reg}-{decay}.onnx"
+    out = folder / f"{reg}-{decay}{by_macs(options)}.onnx"
     kept = out.with_suffix(".json")
     if kept.is_file():
         reread(kept, options)
     else:
-        regular = ("--reg", reg, "--decay", decay, "--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
+        regular = ("--reg", reg, "--decay", decay, "--decay-by", options.decay_by)
         words = ("--epochs", options.sparse, "--from", dense, "--out", out, "--force", *regular)
+        words += ("--lr", 1e-3, "--weight-decay", 1e-4 if options.structured else 0)
         call("train", options.network, *common(options), "--schedule", options.schedule, *words)
         keep(kept, "", options, (*DENSE, "schedule", "sparse"))
     # The last epoch: the best by validation may be an early one, not sparse yet.
@@ -88,7 +94,8 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     """Train one arm, prune it, tune it and judge the file, or read what that gave."""
     by, bound = ("threshold", options.threshold) if options.threshold else ("std-ratio", options.std_ratio)
     form = "structured" * options.structured
-    small = folder / ("-".join(word for word in (reg, decay, form, by, f"{bound:g}") if word) + ".onnx")
+    strength = f"{decay}{by_macs(options)}" if decay else ""
+    small = folder / ("-".join(word for word in (reg, strength, form, by, f"{bound:g}") if word) + ".onnx")
     kept = small.with_suffix(".json")
     if kept.is_file():
         return reread(kept, options)
@@ -101,7 +108,7 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     macs = tuned["cost"]["written"]["macs"] / tuned["cost"]["dense"]["macs"]
     nonzero = tuned["layers"][-1]["nonzero"]
     accuracy = f"{tuned['validation']['accuracy']:.2%} | {judged['accuracy']['rate']:.2%}"
-    cells = [f"{reg} {decay}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
+    cells = [f"{reg} {strength}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
     row = f"| {' | '.join(cells)} |"
     keep(kept, row, options, (*DENSE, "schedule", "sparse", "tune"))
     return row
@@ -145,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--augment", default="affine", help="of every training")
     made.add_argument("--schedule", default="cosine", help="of the rate, in regularised training and in tuning")
     made.add_argument("--arms", nargs="+", help="none, or REGULARISER=STRENGTH,STRENGTH")
+    made.add_argument("--decay-by", default="layer", choices=["layer", "macs"], help="what a layer's strength goes by")
     made.add_argument("--std-ratio", type=float, help="pruning [default: 0.25, with --structured 0.1]")
     made.add_argument("--threshold", type=float, help="in place of --std-ratio")
     made.add_argument("--batch-size", type=int, default=128)

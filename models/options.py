@@ -57,6 +57,8 @@ class TrainOptions:
         amp: Mixed precision, float16 with a scaled loss; CUDA only.
         reg: A sparsity regulariser of ``REGULARIZERS`` or ``GROUP_REGULARIZERS``.
         decay: Its factor.
+        decay_by: ``layer``: every layer's measure counts alike, as published; ``macs``: by the layer's share of the
+            multiply-accumulates of an example, 1 on average, so that groups go where they save most of them.
         sync_bn: BatchNorm statistics over all processes; CUDA only.
         seed: Decides weights, order, held-out split and augmentation.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -89,6 +91,7 @@ class TrainOptions:
     amp: bool = False
     reg: str = "none"
     decay: float = 0.0
+    decay_by: str = "layer"
     sync_bn: bool = False
     seed: int = 0
     device: str = "auto"
@@ -118,10 +121,12 @@ class TrainOptions:
             ("schedule", SCHEDULES),
             ("augment", AUGMENTATIONS),
             ("reg", REGULARIZERS + GROUP_REGULARIZERS[1:]),
+            ("decay_by", ("layer", "macs")),
         )
         for name, accepted in choices:
             if getattr(self, name) not in accepted:
-                raise OptionError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+                found = getattr(self, name)
+                raise OptionError(f"{name.replace('_', '-')} {found!r}: accepted are {', '.join(accepted)}")
 
 
 def options_for(network: str, given: Mapping[str, Any] | None = None) -> TrainOptions:

@@ -6,7 +6,7 @@ zeros counts 0 with gradient 0, and so does a zero entry or a zero group of any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from onnxprune.errors import OptionError
 from onnxprune.models.options import GROUP_REGULARIZERS, REGULARIZERS
 
 __all__ = [
+    "by_cost",
     "group_hoyer_square",
     "group_lasso",
     "hoyer",
@@ -77,7 +78,7 @@ def regularized(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def penalty(reg: str, decay: float) -> Callable[[nn.Module], Tensor] | None:
+def penalty(reg: str, decay: float, shares: Mapping[str, float] | None = None) -> Callable[[nn.Module], Tensor] | None:
     """Make ``decay`` times the sum of a measure over a network's regularised weights; None where there is none.
 
     Measures over groups are taken over whole filters (axis 0) and whole input channels (axis 1) and added.
@@ -85,6 +86,7 @@ def penalty(reg: str, decay: float) -> Callable[[nn.Module], Tensor] | None:
     Args:
         reg: A name of ``options.REGULARIZERS`` or ``options.GROUP_REGULARIZERS``.
         decay: The factor.
+        shares: Another factor for each weight by name, as of :func:`by_cost`; None is 1 for all.
 
     Raises:
         OptionError: If the name is unknown.
@@ -93,11 +95,28 @@ def penalty(reg: str, decay: float) -> Callable[[nn.Module], Tensor] | None:
         return None
     if reg not in _MEASURES:
         raise OptionError(f"reg {reg!r}: accepted are {', '.join(REGULARIZERS + GROUP_REGULARIZERS[1:])}")
-    return partial(_summed, measure=_MEASURES[reg], decay=decay)
+    return partial(_summed, measure=_MEASURES[reg], decay=decay, shares=shares)
 
 
-def _summed(module: nn.Module, measure: Callable[[Tensor], Tensor], decay: float) -> Tensor:
-    values = [measure(weight) for _, weight in regularized(module)]
+def by_cost(module: nn.Module, costs: Mapping[str, int]) -> dict[str, float]:
+    """Return a factor for each regularised weight: its cost over the mean cost of all of them.
+
+    A measure then pulls hardest where zeros save most (as Gordon et al. 2018, MorphNet, with FLOPs for costs), and
+    the same ``decay`` is about as strong in sum. A weight without a cost has the factor 0.
+    """
+    names = [name for name, _ in regularized(module)]
+    total = sum(costs.get(name, 0) for name in names)
+    return {name: costs.get(name, 0) * len(names) / total if total else 1.0 for name in names}
+
+
+def _summed(
+    module: nn.Module, measure: Callable[[Tensor], Tensor], decay: float, shares: Mapping[str, float] | None
+) -> Tensor:
+    values = [
+        measure(weight) if shares is None else shares[name] * measure(weight)
+        for name, weight in regularized(module)
+        if shares is None or shares[name]
+    ]
     return decay * torch.stack(values).sum() if values else torch.zeros(())
 
 

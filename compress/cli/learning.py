@@ -23,8 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Fields of TrainOptions that the command line gives under their own names.
 FIELDS = (
     "epochs", "batch_size", "lr", "optimizer", "momentum", "nesterov", "weight_decay", "no_bias_decay", "schedule",
-    "gamma", "warmup", "label_smoothing", "patience", "clip", "ema", "amp", "decay", "sync_bn", "augment", "seed",
-    "device", "workers",
+    "gamma", "warmup", "label_smoothing", "patience", "clip", "ema", "amp", "decay", "decay_by", "sync_bn", "augment",
+    "seed", "device", "workers",
 )  # fmt: skip
 
 
@@ -91,6 +91,9 @@ def learning_options(
         ),
         click.option("--structured", is_flag=True, help="--reg over whole filters and channels: 0-2 or a group-"),
         click.option("--decay", type=float, help="factor of --reg  [default: 0]"),
+        click.option(
+            "--decay-by", metavar="layer|macs", help="every layer alike, or by its share of MACs  [default: layer]"
+        ),
         click.option(
             "--augment",
             help="auto, none, shift, shift+flip, crop, crop+flip, affine; with a teacher also shift+flip+mixup and "

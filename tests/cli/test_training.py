@@ -119,6 +119,7 @@ def test_regression(cli: Run, tmp_path: Path) -> None:
         (("--drop-class", "cat"), "class 'cat' is unknown"),
         (("--warmup", -1), "warmup -1.0: 0 or a positive number"),
         (("--label-smoothing", 1), "label-smoothing 1.0: 0 up to"),
+        (("--decay-by", "flops"), "decay-by 'flops': accepted are layer, macs"),
         (("--gamma", 0), "gamma 0.0: a factor"),
     ],
 )
@@ -128,10 +129,10 @@ def test_wrong_options(cli: Run, tmp_path: Path, words: tuple[object, ...], said
 
 
 def test_prune_tune(cli: Run, tmp_path: Path) -> None:
-    trained = cli(*SHORT, "--out", tmp_path / "m.onnx", "--reg", "3", "--decay", 1e-3)
+    trained = cli(*SHORT, "--out", tmp_path / "m.onnx", "--reg", "3", "--decay", 1e-3, "--decay-by", "macs")
     assert trained.exit_code == 0, trained.output
     options = torch.load(tmp_path / "m.last.pth", weights_only=True)["options"]
-    assert (options["reg"], options["decay"]) == ("hs", 1e-3)
+    assert (options["reg"], options["decay"], options["decay_by"]) == ("hs", 1e-3, "macs")
     out = tmp_path / "s.onnx"
     words = ("prune-tune", tmp_path / "m.best.pth", "--std-ratio", 0.5, "--epochs", 1, "--out", out)
     document = json.loads(cli(*words, "--json").stdout)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onnxprune.errors import OptionError
 from onnxprune.models.options import TrainOptions, regularizer_name
 from onnxprune.models.regularizers import (
+    by_cost,
     group_hoyer_square,
     group_lasso,
     hoyer,
@@ -129,3 +130,18 @@ def test_names_and_the_papers_numbers() -> None:
         TrainOptions(reg="l2")
     assert penalty("hs", 0) is None
     assert penalty("none", 1) is None
+
+
+def test_shares_by_cost() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(1, 1))
+    shares = by_cost(net, {"0.weight": 6, "1.weight": 3, "0.bias": 100})
+    assert shares == {"0.weight": 2, "1.weight": 1, "2.weight": 0}
+    measure = penalty("l1", 0.5, shares)
+    assert measure is not None
+    wanted = l1(net[0].weight) + l1(net[1].weight) / 2
+    measure(net).backward()
+    assert float(measure(net).detach()) == pytest.approx(float(wanted.detach()))
+    assert net[2].weight.grad is None
+    assert by_cost(net, {}) == {"0.weight": 1, "1.weight": 1, "2.weight": 1}
+    with pytest.raises(OptionError, match="decay-by 'flops': accepted are layer, macs"):
+        TrainOptions(decay_by="flops")
