@@ -90,15 +90,15 @@ def trained(options: argparse.Namespace, folder: Path, dense: Path, reg: str, de
     return out.with_suffix(".last.pth")
 
 
-def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> str:
-    """Train one arm, prune it, tune it and judge the file, or read what that gave."""
+def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay: str) -> tuple[Path, str]:
+    """Train one arm, prune it, tune it and judge the file, or read what that gave; return the file and its row."""
     by, bound = ("threshold", options.threshold) if options.threshold else ("std-ratio", options.std_ratio)
     form = "structured" * options.structured
     strength = f"{decay}{by_macs(options)}" if decay else ""
     small = folder / ("-".join(word for word in (reg, strength, form, by, f"{bound:g}") if word) + ".onnx")
     kept = small.with_suffix(".json")
     if kept.is_file():
-        return reread(kept, options)
+        return small, reread(kept, options)
     start = trained(options, folder, dense, reg, decay)
     words: list[object] = [f"--{by}", bound, "--schedule", options.schedule, "--out", small, "--force"]
     words += ["--epochs", options.tune, "--lr", 1e-3, "--weight-decay", 1e-4, *["--structured"] * options.structured]
@@ -111,6 +111,24 @@ def arm(options: argparse.Namespace, folder: Path, dense: Path, reg: str, decay:
     cells = [f"{reg} {strength}".strip(), accuracy, f"{nonzero:,}", f"{tuned['compression']:.1f}x", f"{macs:.1%}", rows]
     row = f"| {' | '.join(cells)} |"
     keep(kept, row, options, (*DENSE, "schedule", "sparse", "tune"))
+    return small, row
+
+
+def distilled(options: argparse.Namespace, folder: Path, small: Path, row: str) -> str:
+    """Let the file of an arm learn from the dense network, or read what that gave; return its row."""
+    written = small.with_name(f"{small.stem}-distilled.onnx")
+    kept = written.with_suffix(".json")
+    if kept.is_file():
+        return reread(kept, options)
+    data = ("--data", options.train, "--eval", options.test, "--device", options.device, "--seed", options.seed)
+    lesson = ("--teacher", folder / "dense.onnx", "--loss", "both", "--temperature", 4, "--augment", "shift")
+    words = ("--epochs", options.distill, "--lr", 3e-3, "--batch-size", options.batch_size, "--force", "--json")
+    taught = call("finetune", small, *data, *lesson, *words, "--out", written)
+    judged = call("evaluate", written, "--data", options.test, "--json")
+    name, _, _, *left = row.split(" | ")
+    accuracy = (f"{taught['validation']['after']['accuracy']:.2%}", f"{judged['accuracy']['rate']:.2%}")
+    row = " | ".join((f"{name}, distilled", *accuracy, *left))
+    keep(kept, row, options, (*DENSE, "schedule", "sparse", "tune", "distill"))
     return row
 
 
@@ -135,7 +153,10 @@ def run(options: argparse.Namespace) -> None:
         for word in options.arms or ARMS[options.structured]:
             reg, _, strengths = word.partition("=")
             for decay in strengths.split(","):
-                print(arm(options, folder, folder / "dense.best.pth", reg, decay), flush=True)
+                small, row = arm(options, folder, folder / "dense.best.pth", reg, decay)
+                print(row, flush=True)
+                if options.distill:
+                    print(distilled(options, folder, small, row), flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--epochs", type=int, default=250, help="of the dense training")
     made.add_argument("--sparse", type=int, help="epochs of each regularised training [default: --epochs]")
     made.add_argument("--tune", type=int, default=100, help="epochs after pruning")
+    made.add_argument("--distill", type=int, default=0, help="epochs of learning from the dense network after that")
     made.add_argument("--augment", default="affine", help="of every training")
     made.add_argument("--schedule", default="cosine", help="of the rate, in regularised training and in tuning")
     made.add_argument("--arms", nargs="+", help="none, or REGULARISER=STRENGTH,STRENGTH")
