@@ -47,11 +47,11 @@ def weight_macs(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
     return counted.macs
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
     """Add up products by the storage of what they read: views of a Parameter (transposed, reshaped) count for it."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # and its __init__
         weights = {name: each for name, each in module.named_parameters() if each.ndim >= 2}
         self.macs = dict.fromkeys(weights, 0)
         self._names = {each.untyped_storage().data_ptr(): name for name, each in weights.items() if each.numel()}
