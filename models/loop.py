@@ -29,7 +29,7 @@ from onnxprune.models.costs import weight_macs
 from onnxprune.models.objectives import Objective
 from onnxprune.models.optim import rate
 from onnxprune.models.options import TrainOptions
-from onnxprune.models.regularizers import by_cost, penalty
+from onnxprune.models.regularizers import penalty
 from onnxprune.models.scoring import Scores
 from onnxprune.models.state import Checkpoints, read_state, recorded, write_checkpoint
 
@@ -147,17 +147,17 @@ class Loop:
         return patience > 0 and len(run.epochs) - run.best >= patience
 
     @cached_property
-    def _shares(self) -> dict[str, float] | None:
-        """What each weight's share of the regulariser is; None where all count alike."""
+    def _macs(self) -> dict[str, int] | None:
+        """What the regulariser goes by; None where all layers count alike."""
         if self.options.decay_by == "layer" or self.options.reg == "none":
             return None
         inputs, _ = self.task.read(next(self.training.take(np.array([0])).batches(1)))
-        return by_cost(self.run.module, weight_macs(self.run.module, [each.to(self.device) for each in inputs]))
+        return weight_macs(self.run.module, [each.to(self.device) for each in inputs])
 
     def _one_epoch(self, parallel: nn.Module, number: int) -> tuple[float, float]:
         """Return the mean loss of all examples and the mean of the regulariser's share."""
         self.run.module.train()
-        measure = penalty(self.options.reg, self.options.decay, self._shares)
+        measure = penalty(self.options.reg, self.options.decay, self._macs)
         batch = self.options.batch_size
         order = torch.randperm(self.training.count, generator=self.run.generator).numpy()
         steps = math.ceil(len(order) / batch)

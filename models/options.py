@@ -57,8 +57,8 @@ class TrainOptions:
         amp: Mixed precision, float16 with a scaled loss; CUDA only.
         reg: A sparsity regulariser of ``REGULARIZERS`` or ``GROUP_REGULARIZERS``.
         decay: Its factor.
-        decay_by: ``layer``: every layer's measure counts alike, as published; ``macs``: by the layer's share of the
-            multiply-accumulates of an example, 1 on average, so that groups go where they save most of them.
+        decay_by: ``layer``: every layer's measure counts alike, as published; ``macs``: times the multiply-accumulates
+            of one weight or group of the layer, so that those go which save most.
         sync_bn: BatchNorm statistics over all processes; CUDA only.
         seed: Decides weights, order, held-out split and augmentation.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

@@ -6,7 +6,7 @@ zeros counts 0 with gradient 0, and so does a zero entry or a zero group of any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,6 @@ from onnxprune.errors import OptionError
 from onnxprune.models.options import GROUP_REGULARIZERS, REGULARIZERS
 
 __all__ = [
-    "by_cost",
     "group_hoyer_square",
     "group_lasso",
     "hoyer",
@@ -26,6 +25,9 @@ __all__ = [
     "regularized",
     "transformed_l1",
 ]
+
+Measure = Callable[[Tensor], Tensor]
+Count = Callable[[Tensor], int]
 
 
 def l1(weight: Tensor) -> Tensor:
@@ -78,15 +80,20 @@ def regularized(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def penalty(reg: str, decay: float, shares: Mapping[str, float] | None = None) -> Callable[[nn.Module], Tensor] | None:
+def penalty(reg: str, decay: float, macs: Mapping[str, int] | None = None) -> Callable[[nn.Module], Tensor] | None:
     """Make ``decay`` times the sum of a measure over a network's regularised weights; None where there is none.
 
     Measures over groups are taken over whole filters (axis 0) and whole input channels (axis 1) and added.
 
+    With ``macs`` every measure is multiplied by the cost of one weight, or one group, of its layer. ``hs`` and
+    ``group-hs`` stand for the number of those left, so that the sum stands for the MACs left (as in MorphNet, Gordon
+    et al. 2018, whose measure is Group-Lasso). Costs are scaled so that both forms have the same bound, the number
+    of all weights or groups; what costs nothing is not regularised.
+
     Args:
         reg: A name of ``options.REGULARIZERS`` or ``options.GROUP_REGULARIZERS``.
         decay: The factor.
-        shares: Another factor for each weight by name, as of :func:`by_cost`; None is 1 for all.
+        macs: Multiply-accumulates of the weights by name, as of ``costs.weight_macs``.
 
     Raises:
         OptionError: If the name is unknown.
@@ -95,33 +102,22 @@ def penalty(reg: str, decay: float, shares: Mapping[str, float] | None = None) -
         return None
     if reg not in _MEASURES:
         raise OptionError(f"reg {reg!r}: accepted are {', '.join(REGULARIZERS + GROUP_REGULARIZERS[1:])}")
-    return partial(_summed, measure=_MEASURES[reg], decay=decay, shares=shares)
-
-
-def by_cost(module: nn.Module, costs: Mapping[str, int]) -> dict[str, float]:
-    """Return a factor for each regularised weight: its cost over the mean cost of all of them.
-
-    A measure then pulls hardest where zeros save most (as Gordon et al. 2018, MorphNet, with FLOPs for costs), and
-    the same ``decay`` is about as strong in sum. A weight without a cost has the factor 0.
-    """
-    names = [name for name, _ in regularized(module)]
-    total = sum(costs.get(name, 0) for name in names)
-    return {name: costs.get(name, 0) * len(names) / total if total else 1.0 for name in names}
+    return partial(_summed, terms=_MEASURES[reg], decay=decay, macs=macs)
 
 
 def _summed(
-    module: nn.Module, measure: Callable[[Tensor], Tensor], decay: float, shares: Mapping[str, float] | None
+    module: nn.Module, terms: Sequence[tuple[Measure, Count]], decay: float, macs: Mapping[str, int] | None
 ) -> Tensor:
-    values = [
-        measure(weight) if shares is None else shares[name] * measure(weight)
-        for name, weight in regularized(module)
-        if shares is None or shares[name]
-    ]
+    pairs = [(name, weight, term) for name, weight in regularized(module) for term in terms]
+    factors = [1.0] * len(pairs)
+    if macs is not None:
+        counts = [count(weight) for _, weight, (_, count) in pairs]
+        costs = [macs.get(name, 0) for name, _, _ in pairs]
+        scale = sum(counts) / max(1, sum(costs))
+        factors = [scale * cost / max(1, count) for cost, count in zip(costs, counts, strict=True)]
+    weighed = zip(pairs, factors, strict=True)
+    values = [factor * measure(weight) for (_, weight, (measure, _)), factor in weighed if factor]
     return decay * torch.stack(values).sum() if values else torch.zeros(())
-
-
-def _both_axes(measure: Callable[[Tensor, int], Tensor], weight: Tensor) -> Tensor:
-    return measure(weight, 0) + measure(weight, 1)
 
 
 def _norms(weight: Tensor, axis: int) -> Tensor:
@@ -139,11 +135,16 @@ def _guarded(value: Tensor, square: Tensor) -> Tensor:
     return torch.where(square > 0, value, torch.zeros_like(value))
 
 
-_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "l1": l1,
-    "hoyer": hoyer,
-    "hs": hoyer_square,
-    "transformed-l1": transformed_l1,
-    "group-lasso": partial(_both_axes, group_lasso),
-    "group-hs": partial(_both_axes, group_hoyer_square),
+def _groups(measure: Callable[[Tensor, int], Tensor]) -> list[tuple[Measure, Count]]:
+    return [(partial(measure, axis=axis), partial(Tensor.size, dim=axis)) for axis in (0, 1)]
+
+
+# What is added up for each weight, and of how many weights or groups each of these tells.
+_MEASURES: dict[str, list[tuple[Measure, Count]]] = {
+    "l1": [(l1, Tensor.numel)],
+    "hoyer": [(hoyer, Tensor.numel)],
+    "hs": [(hoyer_square, Tensor.numel)],
+    "transformed-l1": [(transformed_l1, Tensor.numel)],
+    "group-lasso": _groups(group_lasso),
+    "group-hs": _groups(group_hoyer_square),
 }

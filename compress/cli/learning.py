@@ -92,7 +92,7 @@ def learning_options(
         click.option("--structured", is_flag=True, help="--reg over whole filters and channels: 0-2 or a group-"),
         click.option("--decay", type=float, help="factor of --reg  [default: 0]"),
         click.option(
-            "--decay-by", metavar="layer|macs", help="every layer alike, or by its share of MACs  [default: layer]"
+            "--decay-by", metavar="layer|macs", help="a weight or group counts alike, or by its MACs  [default: layer]"
         ),
         click.option(
             "--augment",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from onnxprune.errors import OptionError
 from onnxprune.models.options import TrainOptions, regularizer_name
 from onnxprune.models.regularizers import (
-    by_cost,
     group_hoyer_square,
     group_lasso,
     hoyer,
@@ -132,16 +131,34 @@ def test_names_and_the_papers_numbers() -> None:
     assert penalty("none", 1) is None
 
 
-def test_shares_by_cost() -> None:
+def test_costs_of_weights() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(1, 1))
-    shares = by_cost(net, {"0.weight": 6, "1.weight": 3, "0.bias": 100})
-    assert shares == {"0.weight": 2, "1.weight": 1, "2.weight": 0}
-    measure = penalty("l1", 0.5, shares)
+    measure = penalty("l1", 0.5, {"0.weight": 60, "1.weight": 3, "0.bias": 100})
     assert measure is not None
-    wanted = l1(net[0].weight) + l1(net[1].weight) / 2
-    measure(net).backward()
-    assert float(measure(net).detach()) == pytest.approx(float(wanted.detach()))
+    # Costs of one weight: 10, 1 and 0; scaled by 10 weights over 63 MACs.
+    wanted = 0.5 * 10 / 63 * (10 * l1(net[0].weight) + l1(net[1].weight))
+    found = measure(net)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()))
+    found.backward()
     assert net[2].weight.grad is None
-    assert by_cost(net, {}) == {"0.weight": 1, "1.weight": 1, "2.weight": 1}
+    nothing = penalty("l1", 0.5, {})
+    assert nothing is not None and float(nothing(net)) == 0
     with pytest.raises(OptionError, match="decay-by 'flops': accepted are layer, macs"):
         TrainOptions(decay_by="flops")
+
+
+def test_costs_of_groups_and_their_bound() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    macs = {"0.weight": 72 * 4, "2.weight": 48}
+    groups = 4 + 2 + 3 + 16
+    scale = groups / (2 * (288 + 48))
+    conv, dense = net[0].weight, net[2].weight
+    wanted = 72 * group_hoyer_square(conv, 0) + 144 * group_hoyer_square(conv, 1)
+    wanted = scale * (wanted + 16 * group_hoyer_square(dense, 0) + 3 * group_hoyer_square(dense, 1))
+    weighed, plain = penalty("group-hs", 1, macs), penalty("group-hs", 1)
+    assert weighed is not None and plain is not None
+    assert float(weighed(net).detach()) == pytest.approx(float(wanted.detach()))
+    for weight in (conv, dense):
+        nn.init.ones_(weight)
+    assert float(weighed(net).detach()) == pytest.approx(groups)
+    assert float(plain(net).detach()) == pytest.approx(groups)

@@ -67,11 +67,9 @@ def test_a_regulariser_may_go_by_macs(digits: TrainingData) -> None:
         module = train_network("lenet300", digits, options, seen.append).module
         sums[by] = seen[0].penalty
     weights = [weight.detach() for weight in module.parameters() if weight.ndim == 2]
-    sizes = [weight.numel() for weight in weights]
-    shares = [3 * size / sum(sizes) for size in sizes]
     assert sums["layer"] == pytest.approx(0.5 * sum(float(w.abs().sum()) for w in weights), rel=1e-5)
-    measured = (share * float(w.abs().sum()) for share, w in zip(shares, weights, strict=True))
-    assert sums["macs"] == pytest.approx(0.5 * sum(measured), rel=1e-5)
+    # Without convolutions every weight costs one multiplication.
+    assert sums["macs"] == pytest.approx(sums["layer"], rel=1e-5)
 
 
 def test_the_test_data_is_read_only_at_the_end(digits: TrainingData) -> None:
