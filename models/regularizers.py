@@ -135,8 +135,12 @@ def _guarded(value: Tensor, square: Tensor) -> Tensor:
     return torch.where(square > 0, value, torch.zeros_like(value))
 
 
-def _groups(measure: Callable[[Tensor, int], Tensor]) -> list[tuple[Measure, Count]]:
-    return [(partial(measure, axis=axis), partial(Tensor.size, dim=axis)) for axis in (0, 1)]
+def _groups(measure: Callable[..., Tensor]) -> list[tuple[Measure, Count]]:
+    return [(partial(measure, axis=axis), partial(_size, axis=axis)) for axis in (0, 1)]
+
+
+def _size(weight: Tensor, axis: int) -> int:
+    return weight.shape[axis]
 
 
 # What is added up for each weight, and of how many weights or groups each of these tells.
