@@ -34,6 +34,18 @@ def test_all_graphs(zoo: Any) -> None:
     assert [(row.name, row.failures) for row in rows if row.failures] == []
 
 
+def test_rounding_is_told_from_a_wrong_graph(zoo: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, path = zoo("torch"), zoo("build").build("lstm-script", cache)
+    monkeypatch.setattr(torch, "_error", lambda *_: 1.5e-4)
+    row = torch.check("lstm-script", path)
+    assert row.failures == [] and max(row.rounding) < 1e-5
+    assert "rounding: ONNX Runtime" in torch.line(row)
+    real = torch.run
+    monkeypatch.setattr(torch, "run", lambda *words: {name: out * 1.001 for name, out in real(*words).items()})
+    row = torch.check("lstm-script", path)
+    assert row.failures == ["relative error 0.00015, 0.00015: below 0.0001 is accepted"]
+
+
 def test_a_failure_is_a_row(zoo: Any, tmp_path: Path) -> None:
     torch = zoo("torch")
     row = torch.check("nothing", tmp_path / "nothing.onnx")
