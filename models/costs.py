@@ -33,7 +33,8 @@ def weight_macs(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
     """
     for name, each in module.named_modules():
         if isinstance(each, nn.RNNBase):
-            raise OptionError(f"the multiplications of {type(each).__name__} {name!r} are not counted in torch")
+            kind = type(each).__name__
+            raise OptionError(f"decay-by macs: torch does not tell what the {kind} {name!r} multiplies; take layer")
     training = [each for each in module.modules() if each.training]
     module.eval()
     counted = _Count(module)

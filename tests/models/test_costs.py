@@ -48,5 +48,5 @@ def test_attention_counts_and_embeddings_do_not() -> None:
     assert macs["1.self_attn.in_proj_weight"] == 3 * 8 * 24
     assert macs["1.self_attn.out_proj.weight"] == 3 * 8 * 8
     assert macs["1.linear1.weight"] == macs["1.linear2.weight"] == 3 * 8 * 16
-    with pytest.raises(OptionError, match="multiplications of LSTM '0' are not counted"):
+    with pytest.raises(OptionError, match="torch does not tell what the LSTM '0' multiplies"):
         weight_macs(nn.Sequential(nn.LSTM(4, 5)), [torch.randn(3, 1, 4)])
