@@ -34,16 +34,29 @@ def test_all_graphs(zoo: Any) -> None:
     assert [(row.name, row.failures) for row in rows if row.failures] == []
 
 
-def test_rounding_is_told_from_a_wrong_graph(zoo: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_distance_is_a_failure_that_tells_of_double_precision(
+    zoo: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch, path = zoo("torch"), zoo("build").build("lstm-script", cache)
     monkeypatch.setattr(torch, "_error", lambda *_: 1.5e-4)
+    monkeypatch.setattr(torch, "_rounding", lambda *_: (8e-5, 7e-5))
     row = torch.check("lstm-script", path)
-    assert row.failures == [] and max(row.rounding) < 1e-5
-    assert "rounding: ONNX Runtime" in torch.line(row)
+    assert row.failures == [
+        "relative error 0.00015, 0.00015: below 0.0001 is accepted",
+        "ONNX Runtime is 8.0e-05, torch 7.0e-05 from double precision",
+    ]
+    assert "FAILED" in torch.line(row)
+
+
+def test_distances_from_double_precision(zoo: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, path = zoo("torch"), zoo("build").build("lstm-script", cache)
+    model = torch.io.load(path)
+    words = (torch.to_torch(model).eval(), model, [torch.feeds_of(model, 0)])
+    assert max(torch._rounding(*words)) < 1e-5
     real = torch.run
-    monkeypatch.setattr(torch, "run", lambda *words: {name: out * 1.001 for name, out in real(*words).items()})
-    row = torch.check("lstm-script", path)
-    assert row.failures == ["relative error 0.00015, 0.00015: below 0.0001 is accepted"]
+    monkeypatch.setattr(torch, "run", lambda *given: {name: out * 1.001 for name, out in real(*given).items()})
+    runtime, own = torch._rounding(*words)
+    assert runtime > 5e-4 and own < 1e-5
 
 
 def test_a_failure_is_a_row(zoo: Any, tmp_path: Path) -> None:
