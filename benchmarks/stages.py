@@ -36,7 +36,7 @@ def rounds_of(given: argparse.Namespace, method: str) -> tuple[Path, list[dict[s
     done = CliRunner().invoke(main, [str(word) for word in words])
     if done.exit_code:
         raise SystemExit(done.output + (str(done.exception) if done.exception else ""))
-    return place, json.loads(done.stdout)
+    return place, json.loads(done.stdout)["rounds"]
 
 
 def judged(given: argparse.Namespace, model: Any) -> tuple[float, float]:
