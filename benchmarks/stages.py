@@ -44,7 +44,7 @@ def judged(given: argparse.Namespace, model: Any) -> tuple[float, float]:
     report = compare(given.model, model, given.test, options=Options(threads=given.threads))
     assert report.accuracy is not None
     assert report.agreement is not None
-    return report.accuracy.compressed.rate, report.agreement.top1.rate
+    return report.accuracy.compressed, report.agreement.top1.rate
 
 
 def row(given: argparse.Namespace, method: str, place: Path, stage: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def run() -> None:
     given = parser.parse_args()
     report = compare(given.model, given.model, given.test, options=Options(threads=given.threads))
     assert report.accuracy is not None
-    print(f"dense: {report.accuracy.original.rate:.2%}, {Path(given.model).stat().st_size:,} bytes\n")
+    print(f"dense: {report.accuracy.original:.2%}, {Path(given.model).stat().st_size:,} bytes\n")
     print(f"{HEAD}\n|" + "---|" * 9, flush=True)
     for method in given.methods:
         place, stages = rounds_of(given, method)
