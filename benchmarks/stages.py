@@ -31,6 +31,7 @@ def rounds_of(given: argparse.Namespace, method: str) -> tuple[Path, list[dict[s
     place = Path(given.out) / f"{method}-{Path(given.model).stem}"
     words: list[Any] = ["iterate", method, "--model", given.model, "--data", given.train, "--eval", given.test]
     words += ["--sparsity", given.sparsity, "--epochs", given.epochs, "--lr", given.lr, "--schedule", "cosine"]
+    words += ["--optimizer", given.optimizer, "--clip", given.clip]
     words += ["--batch-size", given.batch_size, "--seed", given.seed, "--device", given.device]
     words += ["--out", place, "--resume", "--json"]
     done = CliRunner().invoke(main, [str(word) for word in words])
@@ -70,7 +71,9 @@ def run() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--sparsity", default="0.5,0.7,0.8,0.9,0.95,0.98", help="zeros after each stage")
     parser.add_argument("--epochs", type=int, default=5, help="of a stage")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of a step's gradient")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--patience", type=int, default=1, help="of the code: levels between two decays")
     parser.add_argument("--seed", type=int, default=0)
