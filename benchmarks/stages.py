@@ -17,7 +17,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from onnxprune.api import Options, compare, decode, encode
+from onnxprune.api import Options, compare, decode
 from onnxprune.cli import main
 
 METHODS = ("surp", "magnitude")
@@ -50,13 +50,11 @@ def judged(given: argparse.Namespace, model: Any) -> tuple[float, float]:
 
 def row(given: argparse.Namespace, method: str, place: Path, stage: dict[str, Any]) -> str:
     """Return a stage's row of the table."""
-    folder, zeros = place / f"round-{stage['round']:02d}", 1 - stage["remaining"]
-    coded = folder / "coded.surp"
-    written = encode(folder / "model.onnx", coded, sparsity=zeros, patience=given.patience, force=True)
+    folder, zeros, size = place / f"round-{stage['round']:02d}", 1 - stage["remaining"], int(stage["surp_bytes"])
     accuracy, agreement = judged(given, folder / "model.onnx")
-    after, kept = judged(given, decode(coded).model)
-    ratio = Path(given.model).stat().st_size / written.bytes
-    cells = [method, f"{zeros:.1%}", f"{accuracy:.2%}", f"{agreement:.2%}", f"{written.bytes:,}", f"{ratio:.1f}"]
+    after, kept = judged(given, decode(folder / "model.surp").model)
+    ratio = Path(given.model).stat().st_size / size
+    cells = [method, f"{zeros:.1%}", f"{accuracy:.2%}", f"{agreement:.2%}", f"{size:,}", f"{ratio:.1f}"]
     cells += [f"{after:.2%}", f"{kept:.2%}", f"{stage['seconds'] / 60:.1f}"]
     return "| " + " | ".join(cells) + " |"
 
@@ -75,7 +73,6 @@ def run() -> None:
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of a step's gradient")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--patience", type=int, default=1, help="of the code: levels between two decays")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)

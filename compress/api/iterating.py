@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from onnxprune.models.sources import TrainingData
     from onnxprune.models.train import Hooks
 
-_LEAST_ZEROS = 0.05
+# A stage's .surp file loses at most this much accuracy on held-out examples, of which it looks at this many at most.
+_SLACK = 0.0025
+_LOOKED_AT = 5000
 
 __all__ = ["Subject", "iterate", "open_subject"]
 
@@ -89,29 +91,40 @@ def iterate(
     found = prune(
         subject.model, subject.data, method, training, RunFolder(place), about,
         resume=resume, hooks=hooks, on_round=on_round,
-        measured=_coded(subject.data, training.device) if method.method == "surp" else None,
+        measured=_coded(subject.data, training.device) if method.staged else None,
     )  # fmt: skip
     tell(found, method, subject.name)
     return found
 
 
 def _coded(data: TrainingData, device: str) -> Callable[[Path, ir.Model], Mapping[str, float]]:
-    """Return what writes a round's model as one ``.surp`` file and says its size, and what it decodes to is worth."""
-    from onnxprune.api.coding import decode, encode
-    from onnxprune.graph.cleanup import lifted
-    from onnxprune.graph.selection import Selection
-    from onnxprune.graph.weights import weights
+    """Return what writes a round's model as one ``.surp`` file and says its size, and what it decodes to is worth.
+
+    A stream goes on until it tells the tiniest weight that is left, long after what it tells is worth anything. So it
+    ends where the decoded network is about as right on the held-out examples as the trained one.
+    """
+    import numpy as np
+
+    from onnxprune.api.shortening import shortest
+    from onnxprune.graph.io import replaced
     from onnxprune.models.finetune import score_graph
 
+    held = data.validation
+    if held.count > _LOOKED_AT:
+        held = held.take(np.linspace(0, held.count - 1, _LOOKED_AT).astype(np.int64))
+
     def measure(place: Path, model: ir.Model) -> Mapping[str, float]:
-        sparsity = weights(lifted(model), Selection.parse("surp", None, None)).sparsity
-        # The dense network's smallest weights cost more than they tell.
-        written = encode(model, place / "model.surp", sparsity=max(sparsity, _LEAST_ZEROS), patience=1, force=True)
-        decoded = decode(place / "model.surp").model
-        scores = [score_graph(decoded, None, part, device) for part in (data.validation, data.test)]
-        figures = {"surp_bytes": float(written.bytes)}
-        for name, each in zip(("validation", "test"), scores, strict=True):
-            figures[f"surp_{name}_accuracy"] = float(each.accuracy or 0.0)
+        def accuracy(graph: ir.Model) -> float:
+            return float(score_graph(graph, None, held, device).accuracy or 0.0)
+
+        least = accuracy(model) - _SLACK
+        written = shortest(model, lambda graph: accuracy(graph) >= least)
+        with replaced(place / "model.surp") as file:
+            file.write(written.data)
+        decoded = written.model()
+        figures = {"surp_bytes": float(len(written.data))}
+        for name, part in (("validation", data.validation), ("test", data.test)):
+            figures[f"surp_{name}_accuracy"] = float(score_graph(decoded, None, part, device).accuracy or 0.0)
         return figures
 
     return measure

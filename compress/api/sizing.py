@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io as streams
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -13,8 +11,7 @@ import onnx_ir as ir
 from onnxprune.api.archives import archives, file_pieces, output_axes
 from onnxprune.api.opening import Loaded, ModelLike, open_model, open_runtime, open_split, output_kinds, task
 from onnxprune.api.options import Options
-from onnxprune.api.packing import Packed, pack
-from onnxprune.codec import container
+from onnxprune.api.shortening import CodedFile, Coder, coarsest
 from onnxprune.codec.law import Law, Stop
 from onnxprune.data import DataLike
 from onnxprune.errors import DataError, ModelError, OptionError
@@ -34,12 +31,8 @@ from onnxprune.runtime.session import Settings
 POINTS = (0.9, 0.8, 0.7, 0.6, 0.5)
 UNTIL = (0.97, 0.99)
 
-# How far the stream is followed in search of an agreement: relative L1 errors, and sparsities with own values.
-_DEPTHS = (0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625)
+# Sparsities with own values, in search of an agreement.
 _SHARES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-_HALVINGS = 6
-# From here on float16 rounds to infinity.
-_LARGEST_HALF = 65519.0
 
 
 def size_table(
@@ -91,7 +84,7 @@ def size_table(
     if not found.values:
         raise ModelError(f"'{loaded.facts.path}' has no weight that can be coded")
     tensors, graph = skeleton.split(loaded.model, [str(value.name) for value in found.values])
-    coder = _Coder(tensors, graph, law or Law(), normalize)
+    coder = Coder(tensors, graph, law or Law(), normalize)
     judged, warnings = _open_judge(loaded, chosen, data, calib, eval)
     targets = tuple(until) if judged is not None and judged.choosing is not None else ()
     rows: list[SizeRow] = []
@@ -147,66 +140,6 @@ def _check(points: Sequence[float], until: Sequence[float]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _File:
-    """A .surp file in memory."""
-
-    data: bytes
-    packed: Packed
-
-    def model(self, stop: Stop | None = None) -> ir.Model:
-        """Return the model that the file decodes to."""
-        found = container.decode(streams.BytesIO(self.data), stop)
-        return skeleton.joined(found.skeleton, found.tensors)
-
-
-@dataclass(frozen=True, eq=False)
-class _Coder:
-    """Writes the model as .surp files in memory."""
-
-    tensors: dict[str, np.ndarray]
-    graph: bytes
-    law: Law
-    normalize: bool
-    deep: dict[float, _File] = field(default_factory=dict)
-
-    @property
-    def too_large(self) -> bool:
-        """A weight cannot be told in float16."""
-        return any(np.abs(array).max(initial=0) > _LARGEST_HALF for array in self.tensors.values())
-
-    def at(self, kind: str, sparsity: float) -> _File:
-        """Return the file at a sparsity."""
-        return self.coded(Stop(sparsity=sparsity)) if kind == CODED else self.own(sparsity)
-
-    def coded(self, stop: Stop) -> _File:
-        """Return the file that ends at ``stop``."""
-        return self._packed(self.tensors, self.law, stop, fitted=False)
-
-    def own(self, sparsity: float) -> _File:
-        """Return the file of the weights that the code finds first, with their own values in float16."""
-        stream = container.code(self.tensors, self.law, Stop(sparsity=sparsity), normalize=self.normalize).stream
-        kept = np.zeros(stream.shape.count, dtype=bool)
-        kept[stream.support] = True
-        pruned, begin = {}, 0
-        for name, array in self.tensors.items():
-            own = kept[begin : begin + array.size].reshape(array.shape)
-            pruned[name] = np.where(own, array, np.zeros((), array.dtype))
-            begin += array.size
-        return self._packed(pruned, replace(self.law, alpha=None), Stop(), fitted=True)
-
-    def to_depth(self, error: float) -> _File:
-        """Return the file that ends at a relative L1 error, written once."""
-        if error not in self.deep:
-            self.deep[error] = self.coded(Stop(relative_l1=error))
-        return self.deep[error]
-
-    def _packed(self, tensors: dict[str, np.ndarray], law: Law, stop: Stop, *, fitted: bool) -> _File:
-        file = streams.BytesIO()
-        packed = pack(file, tensors, self.graph, law, stop, fitted=fitted, normalize=self.normalize)
-        return _File(file.getvalue(), packed)
-
-
-@dataclass(frozen=True, eq=False)
 class _Judge:
     """The model's own decisions, on the examples that judge and on those that choose."""
 
@@ -256,7 +189,7 @@ def _open_judge(
     return _Judge(decided, choosing, settings, chosen.confidence), (*notices, *split.warnings)
 
 
-def _search(coder: _Coder, kind: str, target: float, judge: _Judge) -> _File | None:
+def _search(coder: Coder, kind: str, target: float, judge: _Judge) -> CodedFile | None:
     """Return the smallest file found whose agreement on the choosing examples is at least ``target``.
 
     A point is a relative L1 error, or a sparsity where own values are stored: the larger, the smaller the file.
@@ -269,18 +202,14 @@ def _search(coder: _Coder, kind: str, target: float, judge: _Judge) -> _File | N
 
         return judge.chosen(kind, point, model) >= target
 
-    steps = _DEPTHS if kind == CODED else _SHARES
-    place = next((place for place, depth in enumerate(steps) if holds(depth, depth)), None)
-    if place is None:
-        return None
-    depth, good, bad = steps[place], steps[place], steps[place - 1] if place else 1.0
-    for _ in range(_HALVINGS):
-        middle = math.sqrt(good * bad) if kind == CODED else (good + bad) / 2
-        good, bad = (middle, bad) if holds(middle, depth) else (good, middle)
-    return coder.coded(Stop(relative_l1=good)) if kind == CODED else coder.own(good)
+    if kind == CODED:
+        point = coarsest(holds)
+        return None if point is None else coder.coded(Stop(relative_l1=point))
+    point = coarsest(holds, _SHARES, geometric=False)
+    return None if point is None else coder.own(point)
 
 
-def _coded_row(name: str, kind: str, file: _File, raw: int, judge: _Judge | None) -> SizeRow:
+def _coded_row(name: str, kind: str, file: CodedFile, raw: int, judge: _Judge | None) -> SizeRow:
     header = file.packed.header
     return _row(
         name, kind, len(file.data), raw, header.shape.count, header.nonzeros, file.packed.relative_l1, judge, file.model

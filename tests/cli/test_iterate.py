@@ -68,10 +68,11 @@ def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     rounds = json.loads((out / "rounds.json").read_text())
     assert [row["remaining"] for row in rounds] == pytest.approx([1, 0.5, 0.3], abs=0.01)
-    sizes = [row["surp_bytes"] for row in rounds]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] == (out / "round-02" / "model.surp").stat().st_size
-    assert rounds[-1]["surp_test_accuracy"] > rounds[-1]["test_accuracy"] - 0.2
+    for row in rounds:
+        place = out / f"round-{row['round']:02d}"
+        assert row["surp_bytes"] == (place / "model.surp").stat().st_size < (place / "model.onnx").stat().st_size / 3
+        # A file ends where the held-out examples allow, not where its stream does.
+        assert row["surp_validation_accuracy"] >= row["validation_accuracy"] - 0.0025
     assert (out / "rate.svg").is_file()
 
 
