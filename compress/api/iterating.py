@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxprune.api.opening import open_model
+from onnxprune.api.opening import ModelLike, open_model
 from onnxprune.api.options import Options
 from onnxprune.data import DataLike
 from onnxprune.errors import DataError, OptionError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxprune.models.iterative.rounds import Iteration
     from onnxprune.models.options import TrainOptions
     from onnxprune.models.sources import TrainingData
+    from onnxprune.models.teaching import Lesson
     from onnxprune.models.train import Hooks
 
 # A stage's .surp file loses at most this much accuracy on held-out examples, of which it looks at this many at most.
@@ -53,6 +54,8 @@ def iterate(
     val_share: float = 0.1,
     hooks: Hooks | None = None,
     on_round: Callable[[dict[str, Any], ir.Model], None] | None = None,
+    lesson: Lesson | None = None,
+    teacher: ModelLike | None = None,
 ) -> Iteration:
     """Prune a network in rounds and leave a folder that tells of it. Needs the train extra.
 
@@ -68,6 +71,8 @@ def iterate(
         val_share: Share of the data held out.
         hooks: What to call meanwhile.
         on_round: Called with every round's figures and model.
+        lesson: What rounds learn from; None is labels, with a teacher both.
+        teacher: Whose outputs that may be; None is the dense network, once it is trained.
 
     Raises:
         OptionError, ModelError, DataError, BackendError: as their docstrings say.
@@ -79,6 +84,7 @@ def iterate(
     from onnxprune.models.iterative.rounds import iterate as prune
     from onnxprune.models.iterative.telling import tell
     from onnxprune.models.options import options_for
+    from onnxprune.models.teaching import Lesson
 
     subject = open_subject(
         model, data, test, training.seed if training else 0, options=options or Options(), val_share=val_share
@@ -86,12 +92,19 @@ def iterate(
     training = training or options_for(subject.name)
     if method.warmup is None and subject.trained and (method.staged or not method.flowing):
         method = replace(method, warmup=0, rewind=None)
+    if teacher is not None and lesson is None:
+        lesson = Lesson("both")
+    if teacher is not None and lesson is not None and lesson.loss == "labels":
+        raise OptionError("a teacher is given and loss labels, which reads none: give --loss both or distill")
     place = Path(out) if out is not None else Path("runs") / f"{method.method}-{subject.name}-{training.seed}"
     about = {"model": subject.name, "data": subject.data.train.source}
+    if teacher is not None:
+        about["teacher"] = str(teacher) if isinstance(teacher, str | os.PathLike) else "in memory"
     found = prune(
         subject.model, subject.data, method, training, RunFolder(place), about,
         resume=resume, hooks=hooks, on_round=on_round,
         measured=_coded(subject.data, training.device) if method.staged else None,
+        lesson=lesson, teacher=None if teacher is None else open_model(teacher, options or Options()).model,
     )  # fmt: skip
     tell(found, method, subject.name)
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.configured import config_option
-from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options
+from onnxprune.cli.learning import data_options, distributed_options, learning_options, lesson_options, log_options
 from onnxprune.cli.shared import DATA_HELP, output_kind_option
 
 if TYPE_CHECKING:
@@ -28,20 +28,14 @@ Examples:
 """,
 )
 @click.argument("model", metavar="PRUNED.onnx")
-@click.option("--teacher", metavar="M.onnx", help="the original, whose outputs are learnt: agreement is the aim")
 @click.option("--out", type=click.Path(), help="the ONNX file to write; OUT's .last.pth and .best.pth lie beside it")
 @click.option("--eval", "test", metavar="D", help=f"tested on instead of a part of --data; {DATA_HELP}")
 @click.option("--preprocess", type=click.Path(), help="how pixels become inputs  [default: what the model says]")
-@click.option("--loss", help="distill, labels or both  [default: distill with --teacher, else labels]")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="class scores are divided by it")
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="NAME",
-    help="inner values to match too: names, globs, re:..., or auto (repeatable)",
+@partial(
+    lesson_options,
+    teacher="the original, whose outputs are learnt: agreement is the aim",
+    loss="distill with --teacher, else labels",
 )
-@click.option("--feature-weight", type=float, default=1.0, show_default=True, help="factor of the mean over --feature")
 @click.option("--trainable", metavar="NAMES", help="initialisers to train: names, globs, re:..., parted by ;")
 @click.option("--batchnorm", default="frozen", show_default=True, help="frozen statistics, or train")
 @output_kind_option
@@ -79,18 +73,14 @@ def _run(model: str, given: dict[str, Any]) -> None:
 
     from onnxprune.api.finetuning import Study, finetune, score_files
     from onnxprune.api.options import Options
-    from onnxprune.cli.learning import train_options
+    from onnxprune.cli.learning import lesson_of, train_options
     from onnxprune.cli.train import hooked, show_scores
     from onnxprune.graph import io
     from onnxprune.models import distributed
     from onnxprune.models.finetune import with_defaults
-    from onnxprune.models.teaching import Lesson
 
     training = train_options("", with_defaults(given))
-    loss = given["loss"] or ("labels" if given["teacher"] is None else "distill")
-    lesson = Lesson(
-        loss, given["temperature"], given["features"], given["feature_weight"], given["label_smoothing"] or 0.0
-    )
+    lesson = lesson_of(given, "labels" if given["teacher"] is None else "distill")
     options = Options(
         seed=given["seed"], drop_classes=given["dropped"], preprocess=given["preprocess"],
         output_kinds=given["output_kinds"], download=given["download"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxprune.cli.configured import config_option
-from onnxprune.cli.learning import data_options, distributed_options, learning_options, log_options
+from onnxprune.cli.learning import data_options, distributed_options, learning_options, lesson_options, log_options
 from onnxprune.cli.shared import DATA_HELP
 from onnxprune.errors import OptionError
 
@@ -61,10 +61,21 @@ Examples:
 @click.option("--epsilon", default="auto", show_default=True, help="incop: distance of flows that ends a round")
 @click.option("--relative", is_flag=True, help="incop: the distance is over the dense flow's length")
 @click.option("--signed", is_flag=True, help="incop-if: correlations keep their signs")
-@click.option("--probe", type=int, default=1000, show_default=True, help="examples that flows are measured on")
+@click.option(
+    "--probe", type=int, default=1000, show_default=True, help="examples that flows are measured on, and refits"
+)
 @click.option("--sparsity", metavar="S,S,...", help="surp, magnitude: zeros after each stage  [default: the authors']")
-@click.option("--values", default="reconstruction", show_default=True, help="surp: reconstruction or original")
+@click.option(
+    "--values",
+    metavar="V",
+    help="surp, magnitude: a stage starts from original, reconstruction (surp's default) or refit weights",
+)
 @click.option("--exper_type", hidden=True, help="performance or efficiency: both are always recorded")
+@partial(
+    lesson_options,
+    teacher="whose outputs --loss distill and both learn  [default: the dense network, once trained]",
+    loss="labels; with --teacher both",
+)
 @config_option
 @data_options
 @partial(learning_options, epochs=str(EPOCHS), epochs_names=("--epochs", "--retrain", "--net_train_epochs"))
@@ -99,6 +110,7 @@ def _run(method: str, given: dict[str, Any], alone: bool = True) -> None:
 
     from onnxprune.api.iterating import iterate
     from onnxprune.api.options import Options
+    from onnxprune.cli.learning import lesson_of
     from onnxprune.cli.train import hooked
     from onnxprune.models import distributed
 
@@ -119,6 +131,7 @@ def _run(method: str, given: dict[str, Any], alone: bool = True) -> None:
         found = iterate(
             given["model"], options, given["data"], training=training, out=out, test=given["test"], resume=resume,
             options=opened, val_share=given["val_share"], hooks=hooks, on_round=told,
+            lesson=lesson_of(given, "labels" if given["teacher"] is None else "both"), teacher=given["teacher"],
         )  # fmt: skip
     if distributed.rank() or (given["as_json"] and not alone):
         return

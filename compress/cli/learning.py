@@ -12,10 +12,11 @@ from onnxprune.errors import OptionError
 
 if TYPE_CHECKING:
     from onnxprune.models.options import TrainOptions
+    from onnxprune.models.teaching import Lesson
 
 __all__ = [
-    "data_options", "distributed_options", "exporter_option", "launch", "learning_options", "log_options",
-    "train_options", "writing_options",
+    "data_options", "distributed_options", "exporter_option", "launch", "learning_options", "lesson_of",
+    "lesson_options", "log_options", "train_options", "writing_options",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -105,6 +106,42 @@ def learning_options(
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N"),
     )
+
+
+def lesson_options(function: Function, *, teacher: str, loss: str) -> Function:
+    """Add what is learnt from another network; ``teacher`` and ``loss`` are the help of these two."""
+    return added(
+        function,
+        click.option("--teacher", metavar="M.onnx", help=teacher),
+        click.option("--loss", help=f"distill, labels or both  [default: {loss}]"),
+        click.option(
+            "--temperature", type=float, default=1.0, show_default=True, help="class scores are divided by it"
+        ),
+        click.option(
+            "--feature",
+            "features",
+            multiple=True,
+            metavar="NAME",
+            help="inner values to match too: names, globs, re:..., or auto (repeatable)",
+        ),
+        click.option(
+            "--feature-weight", type=float, default=1.0, show_default=True, help="factor of the mean over --feature"
+        ),
+    )
+
+
+def lesson_of(given: dict[str, Any], loss: str) -> Lesson:
+    """Take what is learnt from out of the command line's options; ``loss`` is meant where they name none.
+
+    Raises:
+        OptionError: If a value is out of range.
+    """
+    from onnxprune.models.teaching import Lesson
+
+    return Lesson(
+        given["loss"] or loss, given["temperature"], given["features"], given["feature_weight"],
+        given["label_smoothing"] or 0.0,
+    )  # fmt: skip
 
 
 def log_options(function: Function) -> Function:

@@ -126,7 +126,9 @@ class Zeroing:
 
         if fit is None or _bytes(found) * len(SCHEDULE) > _ROOM:
             made = None
-        way, begin = list(self.way), source
+        # A model that was pruned before is past some of the way.
+        way = [stage for stage in self.way if stage.last or (stage.sparsity or 0.0) > found.sparsity]
+        begin = source
         while made is not None and not way[0].last and way[0].sparsity in made:
             begin = made[way.pop(0).sparsity or 0.0]
         for stage, result in through(begin, way, prune, repair):

@@ -14,6 +14,7 @@ __all__ = ["METHODS", "SCHEDULE", "IterateOptions", "method_named"]
 METHODS = ("lth", "sap", "incop-if", "incop-gf", "surp", "magnitude")
 _ALIASES = {"ciap": "incop-if", "giap": "incop-gf", "imp": "lth", "lt": "lth"}
 STAGED = ("surp", "magnitude")
+_VALUES = ("reconstruction", "original", "refit")
 SCHEDULE = (
     *(1 - 0.8**stage for stage in range(1, 11)),
     0.92, 0.94, 0.96, 0.97, 0.98, 0.99, 0.992, 0.994, 0.996, 0.997, 0.998, 0.999,
@@ -42,9 +43,11 @@ class IterateOptions:
             chunk of its training (the median).
         relative: The distance is over the length of the dense network's flow.
         signed: Correlations keep their signs, as in the authors' code.
-        probe: Examples that flows are measured on.
+        probe: Training examples that flows are measured on, and that ``values="refit"`` solves for.
         sparsities: ``surp`` and ``magnitude``: what is zero after each stage.
-        values: ``surp``: ``reconstruction`` (what the code decodes to) or ``original``.
+        values: The weights that a stage's training starts from: ``original``; ``reconstruction``, what the code
+            decodes to (``surp`` alone); or ``refit``, solved for anew so that every layer gives what it gave. None is
+            ``reconstruction`` with ``surp``, ``original`` with ``magnitude``, as published.
 
     Raises:
         OptionError: If a value is out of range.
@@ -63,7 +66,7 @@ class IterateOptions:
     signed: bool = False
     probe: int = 1000
     sparsities: tuple[float, ...] = SCHEDULE
-    values: str = "reconstruction"
+    values: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -80,8 +83,10 @@ class IterateOptions:
             raise OptionError(f"rewind {self.rewind}: an epoch of the warm-up is accepted, 0 to {self.warmup}")
         if self.epsilon is not None and not 0 < self.epsilon < math.inf:
             raise OptionError(f"epsilon {self.epsilon}: a positive number is accepted, or auto")
-        if self.values not in ("reconstruction", "original"):
-            raise OptionError(f"values '{self.values}': reconstruction and original are accepted")
+        known = _VALUES if self.method == "surp" else _VALUES[1:]
+        if self.values is not None and (self.values not in known or not self.staged):
+            said = f"{self.method} accepts {', '.join(known)}" if self.staged else "it is for surp and magnitude"
+            raise OptionError(f"values '{self.values}': {said}")
         rising = all(0 < a < b < 1 for a, b in zip(self.sparsities, self.sparsities[1:], strict=False))
         if not self.sparsities or not rising or not 0 < self.sparsities[0] < 1:
             raise OptionError(f"sparsities {self.sparsities}: rising shares of zeros between 0 and 1 are accepted")
@@ -90,6 +95,11 @@ class IterateOptions:
     def staged(self) -> bool:
         """Return whether a schedule of sparsities is followed, without going back."""
         return self.method in STAGED
+
+    @property
+    def starting_values(self) -> str:
+        """Return ``values``, decided."""
+        return self.values or ("reconstruction" if self.method == "surp" else "original")
 
     @property
     def flowing(self) -> bool:

@@ -19,7 +19,9 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, OptionError
 from onnxprune.exporters.to_torch import to_torch
 from onnxprune.exporters.write_back import check_writable, write_back
+from onnxprune.graph import io
 from onnxprune.models import distributed
+from onnxprune.models.features import matched
 from onnxprune.models.finetune import whole
 from onnxprune.models.iterative import flow
 from onnxprune.models.iterative.choosing import Mask, narrower
@@ -84,11 +86,14 @@ def iterate(
     hooks: Hooks | None = None,
     on_round: Callable[[dict[str, Any], ir.Model], None] | None = None,
     measured: Callable[[Path, ir.Model], Mapping[str, float]] | None = None,
+    lesson: Lesson | None = None,
+    teacher: ir.Model | None = None,
 ) -> Iteration:
     """Prune a graph in rounds.
 
-    The validation examples pick every round's epoch and end its training; the test examples are scored once a round,
-    for the table, and decide nothing. The last round trains its whole budget.
+    The validation examples pick every round's epoch (by agreement where a teacher is learnt from, else by accuracy)
+    and end its training; the test examples are scored once a round, for the table, and decide nothing. The last round
+    trains its whole budget.
 
     Args:
         model: The dense graph, trained or not; it stays as it is.
@@ -101,6 +106,9 @@ def iterate(
         hooks: What to call meanwhile; ``epoch`` of every round's epochs.
         on_round: Called with a round's figures and its model, once that is stored.
         measured: Called with a round's folder and model before; returns more figures of it.
+        lesson: What rounds learn from, besides ``training``'s label smoothing; None is labels. The dense phase learns
+            from labels.
+        teacher: Whose outputs the lesson is of; None is the dense network at the end of its phase.
 
     Raises:
         OptionError: If an option does not fit, or the folder holds another run.
@@ -109,11 +117,14 @@ def iterate(
         BackendError: If training diverges, or the disk fails.
     """
     check_writable(model)
-    run = _Run(model, data, options, training, folder, hooks or Hooks())
+    lesson = replace(lesson or Lesson("labels"), label_smoothing=training.label_smoothing)
+    run = _Run(model, data, options, training, folder, hooks or Hooks(), lesson)
+    run.teacher = teacher
     if options.staged:
         options = _ahead(options, run)
         run.options = options
     asked = {**(about or {}), **asdict(options), **{f"train {k}": v for k, v in asdict(training).items()}}
+    asked |= {f"lesson {k}": v for k, v in asdict(lesson).items()}
     if distributed.world() > 1 and resume:
         raise OptionError("--resume is for a run of one process")
     done = folder.begin(asked, resume=resume) if distributed.rank() == 0 else []
@@ -124,6 +135,8 @@ def iterate(
         run.reload(len(run.rounds) - 1)
     while len(run.rounds) < last:
         number = len(run.rounds)
+        if number:
+            run.learn()
         row = run.dense() if number == 0 else run.prune(number, final=number == last - 1)
         result = run.keep(row, measured)
         if on_round is not None and distributed.rank() == 0:
@@ -157,13 +170,17 @@ class _Run:
         training: TrainOptions,
         folder: RunFolder,
         hooks: Hooks,
+        lesson: Lesson,
     ) -> None:
         self.model, self.options, self.training, self.folder, self.hooks = model, options, training, folder, hooks
         self.data = replace(data, train=data.train.held(_HELD), validation=data.validation.held(_HELD))
         self.module = whole(to_torch(model, batchnorm="train", dropout=True, keep_zeros=False))
-        self.student = Student(self.module)
-        lesson = Lesson("labels", label_smoothing=training.label_smoothing)
-        self.task = Teaching(self.student, None, lesson, data.train)
+        self.lesson = lesson
+        self.teacher: ir.Model | None = None
+        # What flows are measured with and the dense network learns from; rounds may have another.
+        self.plain = Student(self.module)
+        self.labels = Teaching(self.plain, None, Lesson("labels", label_smoothing=lesson.label_smoothing), data.train)
+        self.student, self.task = self.plain, self.labels
         self.device = open_device(training.device)
         self.axes = output_axes(model, self.module)
         self.masks: dict[str, Mask] = present_masks(self.module, self.axes)
@@ -171,9 +188,9 @@ class _Run:
         restore(self.module, self.rewind, self.masks)
         self.rounds: list[dict[str, Any]] = []
         self.edges = flow.layer_edges(model) if options.flowing else None
-        self.stager = Stager(options) if options.staged else None
         self.reference: _Reference | None = None
         self.probe = data.train.take(np.arange(min(options.probe, data.train.count))).held(_HELD)
+        self.stager = Stager(options, self.probe) if options.staged else None
 
     @property
     def warmup(self) -> int:
@@ -202,8 +219,18 @@ class _Run:
         trained = self._fit(0, self.warmup, replace(self.hooks, epoch=watch))
         row = self._row(0, trained)
         # The weights that are kept are the best epoch's, which need not be the last one's.
-        self._refer(self._flow(), flows, row, trained.validation.key[0])
+        self._refer(self._flow(), flows, row, float(row["validation_accuracy"]))
         return row
+
+    def learn(self) -> None:
+        """Let rounds learn what the lesson says."""
+        if self.lesson.loss == "labels" or self.task is not self.labels:
+            return
+        teacher = self.teacher or io.load(self.folder.round_path(0) / "model.onnx")
+        features = matched(self.model, teacher, self.lesson.features)
+        self.student = Student(self.module, features.names)
+        taught = whole(to_torch(teacher, keep_zeros=False))
+        self.task = Teaching(self.student, taught, self.lesson, self.data.train, features)
 
     def prune(self, number: int, *, final: bool) -> dict[str, Any]:
         """Prune, go back or stay, and train."""
@@ -224,7 +251,7 @@ class _Run:
             seen.append(flow.distance(self._flow(), self.reference.flow, relative=options.relative))
             if seen[-1] < self.reference.epsilon:
                 ended.append("flow")
-            elif epoch.validation.key[0] >= self.reference.best:
+            elif (epoch.validation.accuracy or 0.0) >= self.reference.best:
                 ended.append("accuracy")
             return bool(ended)
 
@@ -239,6 +266,8 @@ class _Run:
         """Store a round, and return its model."""
         self.rounds.append(row)
         result = write_back(self.module, self.model)
+        if row["round"] == 0 and self.teacher is None:
+            self.teacher = result
         if distributed.rank():
             return result
         if measured is not None:
@@ -281,8 +310,8 @@ class _Run:
         place = next(iter(self.module.parameters())).device
         if self.options.method == "incop-if":
             signed = self.options.signed
-            return flow.information_flow(self.module, self.edges, self.probe, self.task, place, signed=signed)
-        return flow.gradient_flow(self.student, self.edges, self.model, self.probe, self.task, place)
+            return flow.information_flow(self.module, self.edges, self.probe, self.labels, place, signed=signed)
+        return flow.gradient_flow(self.plain, self.edges, self.model, self.probe, self.labels, place)
 
     def _refer(self, dense: np.ndarray, flows: list[np.ndarray], row: dict[str, Any], best: float) -> None:
         """Remember the dense flow, and decide how near is near enough."""
@@ -310,7 +339,7 @@ class _Run:
         noted = self.folder.load_arrays(_SIMILARITY)
         place = next(iter(self.module.parameters())).device
         noted["layers"] = np.array(edges.layers)
-        noted[f"round_{number:02d}"] = flow.similarity(self.module, edges, self.probe, self.task, place)
+        noted[f"round_{number:02d}"] = flow.similarity(self.module, edges, self.probe, self.labels, place)
         self.folder.save_arrays(_SIMILARITY, noted)
 
     def _row(self, number: int, trained: Trained | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 import torch
 
+from onnxprune.data import Examples
 from onnxprune.exporters.to_torch import OnnxModule
 from onnxprune.graph import constants
 from onnxprune.models.iterative.choosing import Mask
@@ -21,10 +22,16 @@ __all__ = ["Stager"]
 
 
 class Stager:
-    """Prunes by ``surp`` (successive refinement, Isik, Weissman, No 2022) or ``magnitude``."""
+    """Prunes by ``surp`` (successive refinement, Isik, Weissman, No 2022) or ``magnitude``.
 
-    def __init__(self, options: IterateOptions) -> None:
+    Args:
+        options: The method, and the values to start from.
+        calibration: Examples that are refitted to.
+    """
+
+    def __init__(self, options: IterateOptions, calibration: Examples) -> None:
         self.options = options
+        self.calibration = calibration if options.starting_values == "refit" else None
 
     def stage(
         self, model: ir.Model, module: OnnxModule, axes: Mapping[str, int], sparsity: float
@@ -39,11 +46,9 @@ class Stager:
             axes: The weights that are pruned.
             sparsity: Share of zeros.
         """
-        if self.options.method == "surp":
-            item: Surp | Magnitude = Surp(sparsity=sparsity, values=self.options.values)
-        else:
-            item = Magnitude(sparsity=sparsity, values="original")
-        result, _ = run(model, [item], Run(None, Settings()))
+        pruner = Surp if self.options.method == "surp" else Magnitude
+        item = pruner(sparsity=sparsity, values=self.options.starting_values)
+        result, _ = run(model, [item], Run(self.calibration, Settings()))
         stored = snapshot(module)
         masks: dict[str, Mask] = {}
         for name in axes:

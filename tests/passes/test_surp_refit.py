@@ -74,6 +74,20 @@ def test_the_way_to_a_sparsity() -> None:
             stages("surp", 0.5, wrong)
 
 
+def test_a_model_that_was_pruned_before_is_past_some_of_the_way(
+    conv_net: Net, apply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune.fit import zeroing
+
+    refitted, refit = [], zeroing.refit_support
+    monkeypatch.setattr(zeroing, "refit_support", lambda *given: refitted.append(1) or refit(*given))
+    apply(conv_net(0), "surp(sparsity=0.8,values=refit)", IMAGES)
+    all_of_it = len(refitted)
+    apply(conv_net(0), "magnitude(sparsity=0.7,values=original),surp(sparsity=0.8,values=refit)", IMAGES)
+    assert all_of_it == len([share for share in SCHEDULE if share < 0.78]) + 1
+    assert len(refitted) - all_of_it == len([share for share in SCHEDULE if 0.7 < share < 0.78]) + 1
+
+
 def test_trials_share_their_stages(conv_net: Net, weights: Any) -> None:
     import onnx_ir as ir
 

@@ -17,11 +17,13 @@ import torch
 from onnxprune.data import Examples
 from onnxprune.errors import OptionError
 from onnxprune.exporters.to_torch import to_torch
+from onnxprune.exporters.write_back import write_back
 from onnxprune.graph import constants, io
 from onnxprune.models.iterative.folder import RunFolder
 from onnxprune.models.iterative.options import IterateOptions, method_named
 from onnxprune.models.iterative.pqindex import Sap
 from onnxprune.models.iterative.rounds import Iteration, iterate
+from onnxprune.models.iterative.stages import Stager
 from onnxprune.models.iterative.telling import aggregate, tell
 from onnxprune.models.iterative.weights import output_axes, present_masks, restore, snapshot
 from onnxprune.models.options import TrainOptions
@@ -179,6 +181,25 @@ def test_stages_go_on_from_the_weights_they_have(
         run(sparse, data, tmp_path / "none", replace(options, sparsities=(0.3, 0.4), warmup=0))
 
 
+@pytest.mark.parametrize("method", ["surp", "magnitude"])
+def test_a_stage_may_start_from_refitted_weights(
+    model: ir.Model, data: TrainingData, tmp_path: Path, method: str, run_model: Callable[..., Any]
+) -> None:
+    dense = run(model, data, tmp_path / "dense", IterateOptions("lth", rounds=1, warmup=2, prune=0.01)).model
+    images = next(data.validation.batches(50)).arrays
+    lost = {}
+    for values in ("original", "refit"):
+        options = IterateOptions(method, sparsities=(0.8,), values=values, probe=100, warmup=0)
+        module = to_torch(dense, batchnorm="train", keep_zeros=False)
+        restore(module, *Stager(options, data.train).stage(dense, module, output_axes(dense, module), 0.8))
+        outputs = [run_model(each, images).popitem()[1] for each in (dense, write_back(module, dense))]
+        lost[values] = float(np.square(outputs[0] - outputs[1]).mean())
+        found = run(dense, data, tmp_path / values, options)
+        assert 1 - found.rounds[1]["remaining"] == pytest.approx(0.8, abs=0.01)
+        zeros_hold(tmp_path / values, 1)
+    assert lost["refit"] < 0.7 * lost["original"]
+
+
 def test_several_runs_have_a_mean_and_a_deviation(model: ir.Model, data: TrainingData, tmp_path: Path) -> None:
     places = [tmp_path / f"run-{seed}" for seed in (0, 1)]
     for seed, place in enumerate(places):
@@ -201,7 +222,9 @@ def test_several_runs_have_a_mean_and_a_deviation(model: ir.Model, data: Trainin
         ({"scope": "row"}, "accepted are global"),
         ({"warmup": 3, "rewind": 4}, "rewind 4"),
         ({"epsilon": 0.0}, "epsilon 0.0"),
-        ({"values": "refit"}, "reconstruction and original"),
+        ({"values": "refit"}, "is for surp and magnitude"),
+        ({"method": "surp", "values": "exact"}, "surp accepts reconstruction, original, refit"),
+        ({"method": "magnitude", "values": "reconstruction"}, "magnitude accepts original, refit"),
         ({"sparsities": (0.5, 0.4)}, "rising shares"),
         ({"sparsities": ()}, "rising shares"),
     ],
