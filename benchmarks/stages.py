@@ -31,7 +31,8 @@ def rounds_of(given: argparse.Namespace, method: str) -> tuple[Path, list[dict[s
     place = Path(given.out) / f"{method}-{Path(given.model).stem}"
     words: list[Any] = ["iterate", method, "--model", given.model, "--data", given.train, "--eval", given.test]
     words += ["--sparsity", given.sparsity, "--epochs", given.epochs, "--lr", given.lr, "--schedule", "cosine"]
-    words += ["--optimizer", given.optimizer, "--clip", given.clip]
+    words += ["--optimizer", given.optimizer, "--clip", given.clip, "--weight-decay", 0, "--values", given.values]
+    words += ["--loss", given.loss, "--temperature", given.temperature, "--probe", given.probe]
     words += ["--batch-size", given.batch_size, "--seed", given.seed, "--device", given.device]
     words += ["--out", place, "--resume", "--json"]
     done = CliRunner().invoke(main, [str(word) for word in words])
@@ -67,8 +68,12 @@ def run() -> None:
     parser.add_argument("--test", required=True, help="test images: any DATA")
     parser.add_argument("--out", default="runs/stages", help="where the runs are kept")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--sparsity", default="0.5,0.7,0.8,0.9,0.95,0.98", help="zeros after each stage")
-    parser.add_argument("--epochs", type=int, default=5, help="of a stage")
+    parser.add_argument("--sparsity", default="0.8,0.9,0.95,0.98", help="zeros after each stage")
+    parser.add_argument("--values", default="refit", help="what a stage starts from")
+    parser.add_argument("--probe", type=int, default=2000, help="examples that it is refitted to")
+    parser.add_argument("--loss", default="both", help="what is learnt: labels, distill (the dense network) or both")
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--epochs", type=int, default=7, help="of a stage")
     parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of a step's gradient")

@@ -118,6 +118,7 @@ def iterate(
     """
     check_writable(model)
     lesson = replace(lesson or Lesson("labels"), label_smoothing=training.label_smoothing)
+    matched(model, teacher or model, lesson.features)  # refuses what neither has before anything is trained
     run = _Run(model, data, options, training, folder, hooks or Hooks(), lesson)
     run.teacher = teacher
     if options.staged:

@@ -76,6 +76,23 @@ def test_a_configuration_of_stages(cli: Run, tmp_path: Path) -> None:
     assert (out / "rate.svg").is_file()
 
 
+def test_a_teacher_and_refitted_starts(cli: Run, tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    assert cli("iterate", "lth", "--model", "lenet300", *SHORT, "--rounds", 1, "--out", dense).exit_code == 0
+    file = dense / "round-00" / "model.onnx"
+    words = ("iterate", "magnitude", "--model", file, *SHORT, "--sparsity", "0.9", "--values", "refit")
+    done = cli(*words, "--teacher", file, "--temperature", 4, "--out", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    last = json.loads(done.stdout)["rounds"][-1]
+    assert last["test_agreement"] > 0.5
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (asked["lesson loss"], asked["values"], asked["teacher"]) == ("both", "refit", str(file))
+    _refused(cli(*words, "--teacher", file, "--loss", "labels", "--out", tmp_path / "no"), 2, "give --loss both")
+    _refused(cli(*words, "--loss", "hints", "--out", tmp_path / "no"), 2, "accepted are distill, labels, both")
+    _refused(cli(*words, "--loss", "both", "--feature", "none", "--out", tmp_path / "no"), 2, "feature 'none'")
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

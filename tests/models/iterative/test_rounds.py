@@ -28,6 +28,7 @@ from onnxprune.models.iterative.telling import aggregate, tell
 from onnxprune.models.iterative.weights import output_axes, present_masks, restore, snapshot
 from onnxprune.models.options import TrainOptions
 from onnxprune.models.sources import TrainingData
+from onnxprune.models.teaching import Lesson
 from onnxprune.models.train import Hooks, Step
 from onnxprune.models.tuning_data import divided
 
@@ -198,6 +199,28 @@ def test_a_stage_may_start_from_refitted_weights(
         assert 1 - found.rounds[1]["remaining"] == pytest.approx(0.8, abs=0.01)
         zeros_hold(tmp_path / values, 1)
     assert lost["refit"] < 0.7 * lost["original"]
+
+
+def test_rounds_may_learn_from_the_dense_network(model: ir.Model, data: TrainingData, tmp_path: Path) -> None:
+    options = IterateOptions("magnitude", sparsities=(0.5, 0.8), warmup=2)
+    lesson = Lesson("both", temperature=2.0, features=("auto",))
+    whole = run(model, data, tmp_path / "whole", options, lesson=lesson)
+    assert "validation_agreement" not in whole.rounds[0]
+    assert all(row["validation_agreement"] > 0.7 for row in whole.rounds[1:])
+    zeros_hold(tmp_path / "whole", 2)
+    # What was learnt from is in the folder: a run that goes on learns from the same.
+    run(model, data, tmp_path / "again", replace(options, sparsities=(0.5,)), lesson=lesson)
+    asked = json.loads((tmp_path / "again" / "run.json").read_text())
+    asked["sparsities"] = [0.5, 0.8]
+    (tmp_path / "again" / "run.json").write_text(json.dumps(asked))
+    with pytest.raises(OptionError, match="holds a run with lesson loss both, not labels"):
+        run(model, data, tmp_path / "again", options, resume=True)
+    run(model, data, tmp_path / "again", options, resume=True, lesson=lesson)
+    files = [tmp_path / name / "round-02" / "model.onnx" for name in ("whole", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    # Another teacher gives another student.
+    other = run(model, data, tmp_path / "other", options, lesson=lesson, teacher=model)
+    assert other.rounds[2]["validation_agreement"] != whole.rounds[2]["validation_agreement"]
 
 
 def test_several_runs_have_a_mean_and_a_deviation(model: ir.Model, data: TrainingData, tmp_path: Path) -> None:
