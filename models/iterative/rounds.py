@@ -191,7 +191,7 @@ class _Run:
         self.edges = flow.layer_edges(model) if options.flowing else None
         self.reference: _Reference | None = None
         self.probe = data.train.take(np.arange(min(options.probe, data.train.count))).held(_HELD)
-        self.stager = Stager(options, self.probe) if options.staged else None
+        self.stager = Stager(options, self.probe, model, self.axes) if options.staged else None
 
     @property
     def warmup(self) -> int:

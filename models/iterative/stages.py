@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 import torch
 
 from onnxprune.data import Examples
+from onnxprune.errors import OptionError
 from onnxprune.exporters.to_torch import OnnxModule
 from onnxprune.graph import constants
 from onnxprune.models.iterative.choosing import Mask
@@ -27,9 +28,18 @@ class Stager:
     Args:
         options: The method, and the values to start from.
         calibration: Examples that are refitted to.
+        model: The network.
+        names: Its weights that are pruned.
+
+    Raises:
+        OptionError: Weights are to be refitted, and nodes share one, which a refit would part.
     """
 
-    def __init__(self, options: IterateOptions, calibration: Examples) -> None:
+    def __init__(self, options: IterateOptions, calibration: Examples, model: ir.Model, names: Iterable[str]) -> None:
+        if options.starting_values == "refit":
+            shared = next((name for name in names if len(model.graph.initializers[name].uses()) > 1), None)
+            if shared is not None:
+                raise OptionError(f"values refit: '{shared}' is the weight of several nodes; give values original")
         self.options = options
         self.calibration = calibration if options.starting_values == "refit" else None
 

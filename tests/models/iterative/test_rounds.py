@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -192,13 +193,25 @@ def test_a_stage_may_start_from_refitted_weights(
     for values in ("original", "refit"):
         options = IterateOptions(method, sparsities=(0.8,), values=values, probe=100, warmup=0)
         module = to_torch(dense, batchnorm="train", keep_zeros=False)
-        restore(module, *Stager(options, data.train).stage(dense, module, output_axes(dense, module), 0.8))
+        axes = output_axes(dense, module)
+        restore(module, *Stager(options, data.train, dense, axes).stage(dense, module, axes, 0.8))
         outputs = [run_model(each, images).popitem()[1] for each in (dense, write_back(module, dense))]
         lost[values] = float(np.square(outputs[0] - outputs[1]).mean())
         found = run(dense, data, tmp_path / values, options)
         assert 1 - found.rounds[1]["remaining"] == pytest.approx(0.8, abs=0.01)
         zeros_hold(tmp_path / values, 1)
     assert lost["refit"] < 0.7 * lost["original"]
+
+
+def test_no_refit_of_weights_that_nodes_share() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]> shared (float[n, 8] x) => (float[n, 8] y) {
+        a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, w) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))
+    model = ir.serde.deserialize_model(proto)
+    examples = Examples("rows", 10, None, lambda rows: {"x": np.ones((len(rows), 8), np.float32)})
+    with pytest.raises(OptionError, match="'w' is the weight of several nodes; give values original"):
+        Stager(IterateOptions("magnitude", values="refit"), examples, model, ["w"])
 
 
 def test_rounds_may_learn_from_the_dense_network(model: ir.Model, data: TrainingData, tmp_path: Path) -> None:
