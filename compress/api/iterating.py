@@ -120,6 +120,7 @@ def _coded(data: TrainingData, device: str) -> Callable[[Path, ir.Model], Mappin
 
     from onnxprune.api.shortening import shortest
     from onnxprune.graph.io import replaced
+    from onnxprune.models import distributed
     from onnxprune.models.finetune import score_graph
 
     held = data.validation
@@ -132,8 +133,10 @@ def _coded(data: TrainingData, device: str) -> Callable[[Path, ir.Model], Mappin
 
         least = accuracy(model) - _SLACK
         written = shortest(model, lambda graph: accuracy(graph) >= least)
-        with replaced(place / "model.surp") as file:
-            file.write(written.data)
+        # Scores are sums over all processes, which therefore come to the same file.
+        if distributed.rank() == 0:
+            with replaced(place / "model.surp") as file:
+                file.write(written.data)
         decoded = written.model()
         figures = {"surp_bytes": float(len(written.data))}
         for name, part in (("validation", data.validation), ("test", data.test)):

@@ -105,7 +105,8 @@ def iterate(
         resume: Go on with what the folder holds.
         hooks: What to call meanwhile; ``epoch`` of every round's epochs.
         on_round: Called with a round's figures and its model, once that is stored.
-        measured: Called with a round's folder and model before; returns more figures of it.
+        measured: Called with a round's folder and model before, in every process, of which the first is to write;
+            returns more figures of it.
         lesson: What rounds learn from, besides ``training``'s label smoothing; None is labels. The dense phase learns
             from labels.
         teacher: Whose outputs the lesson is of; None is the dense network at the end of its phase.
@@ -269,12 +270,13 @@ class _Run:
         result = write_back(self.module, self.model)
         if row["round"] == 0 and self.teacher is None:
             self.teacher = result
-        if distributed.rank():
-            return result
         if measured is not None:
             place = self.folder.round_path(int(row["round"]))
-            place.mkdir(exist_ok=True)
+            if distributed.rank() == 0:
+                place.mkdir(exist_ok=True)
             row |= measured(place, result)
+        if distributed.rank():
+            return result
         if row["round"] == 0:
             self.folder.save_weights(self.folder.path / "rewind.pth", self.rewind)
             if self.reference is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import socket
 import subprocess
@@ -119,6 +120,24 @@ with distributed.joined(meeting, "cpu"):
     del parallel
 print(*sorted(open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")))
 """
+
+
+def test_two_processes_prune_in_rounds_as_one(tmp_path: Path) -> None:
+    words = (
+        "onnxprune", "iterate", "surp", "--model", "lenet300", "--data", "digits", "--sparsity", "0.8",
+        "--epochs", 1, "--dense-epochs", 1, "--batch-size", 68, "--device", "cpu", "--loss", "both", "--out",
+    )  # fmt: skip
+    run = ("torch.distributed.run", "--nproc-per-node", 2, "--master-port", _port(), "-m")
+    rounds = []
+    for name, first in (("one", ()), ("two", run)):
+        process = _started(*first, *words, tmp_path / name)
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+        rounds.append(json.loads((tmp_path / name / "rounds.json").read_text()))
+    for one, two in zip(*rounds, strict=True):
+        assert two["left"] == one["left"]
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-2)
+        assert two["surp_bytes"] == (tmp_path / "two" / f"round-{two['round']:02d}" / "model.surp").stat().st_size
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
