@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from onnxprune.cli import main
 
 ORDERS = ((0.5, 1.0), (1.0, 2.0))
+_NEAR = 0.98
 HEAD = "| method | test accuracy | weights left | epochs | LTH there | SAP there | SAP's epochs there |"
 ARMS = [("lth", None), *((method, orders) for method in ("sap", "incop-if", "incop-gf") for orders in ORDERS)]
 
@@ -51,9 +52,11 @@ def fewer(archive: str, count: int, out: Path) -> str:
 
 def arm(given: argparse.Namespace, network: str, method: str, orders: tuple[float, float] | None) -> list[Any]:
     """Run one method on one network, or go on with it; return its rounds over all trials."""
-    place = Path(given.out) / network / (method if orders is None else f"{method}-{orders[0]:g}-{orders[1]:g}")
+    settled = ["--settled"] if given.settled and method.startswith("incop") else []
+    folder = method if orders is None else f"{method}-{orders[0]:g}-{orders[1]:g}"
+    place = Path(given.out) / network / (f"{folder}-settled" if settled else folder)
     place.mkdir(parents=True, exist_ok=True)
-    words: list[Any] = ["iterate", method, "--model", network, "--data", given.train, "--eval", given.test]
+    words: list[Any] = ["iterate", method, "--model", network, "--data", given.train, "--eval", given.test, *settled]
     words += ["--rounds", given.rounds, "--epochs", given.epochs, "--dense-epochs", given.dense]
     words += ["--rewind", given.rewind, "--chunk", given.chunk, "--epsilon", given.epsilon]
     words += ["--trials", given.trials, "--jobs", given.jobs, "--batch-size", given.batch_size, "--lr", given.lr]
@@ -77,7 +80,8 @@ def reached(rounds: list[Any], left: float) -> tuple[float, float] | None:
         if more > less and more >= left >= less:
             share = math.log(more / left) / math.log(more / less)
             return before + share * (after - before), early + share * (late - early)
-    return None
+    # Runs that end within two hundredths of one another are told beside each other.
+    return points[-1][1:] if left >= _NEAR * points[-1][0] and left < points[-1][0] else None
 
 
 def row(name: str, rounds: list[Any], others: Sequence[list[Any]] = ()) -> str:
@@ -128,6 +132,7 @@ def run() -> None:
     parser.add_argument("--rewind", type=int, default=2, help="the epoch whose weights rounds start from")
     parser.add_argument("--chunk", type=int, default=2, help="epochs between two looks at the flow")
     parser.add_argument("--epsilon", default="auto", help="distance of flows that ends a round")
+    parser.add_argument("--settled", action="store_true", help="rounds of InCoP end too when their flow has settled")
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -147,7 +152,7 @@ def run() -> None:
             found[name] = arm(given, network, method, orders)
             beside = [found["lth"], found[name.replace(method, "sap")]] if method.startswith("incop") else []
             print(row(name, found[name], beside), flush=True)
-        draw(network, found, Path(given.out) / f"{network}.svg")
+        draw(network, found, Path(given.out) / f"{network}{'-settled' if given.settled else ''}.svg")
 
 
 if __name__ == "__main__":

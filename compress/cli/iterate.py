@@ -59,6 +59,7 @@ Examples:
 )
 @click.option("--chunk", type=int, default=2, show_default=True, help="incop: epochs between two looks at the flow")
 @click.option("--epsilon", default="auto", show_default=True, help="incop: distance of flows that ends a round")
+@click.option("--settled", is_flag=True, help="incop: a round ends too when its flow moves less than epsilon")
 @click.option("--relative", is_flag=True, help="incop: the distance is over the dense flow's length")
 @click.option("--signed", is_flag=True, help="incop-if: correlations keep their signs")
 @click.option(
@@ -166,6 +167,7 @@ def _options(method: str, given: dict[str, Any]) -> tuple[IterateOptions, TrainO
         rewind=given["rewind"],
         chunk=given["chunk"],
         epsilon=None if given["epsilon"] == "auto" else _number("epsilon", given["epsilon"]),
+        settled=given["settled"],
         relative=given["relative"],
         signed=given["signed"],
         probe=given["probe"],

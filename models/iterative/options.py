@@ -41,6 +41,8 @@ class IterateOptions:
         chunk: Epochs between two looks at the flow.
         epsilon: Distance of flows at which a round ends; None is how far the dense network's own flow moves in one
             chunk of its training (the median).
+        settled: A round ends as well when its flow has settled away from the dense network's: when it moved less than
+            ``epsilon`` between two looks. Not in the paper.
         relative: The distance is over the length of the dense network's flow.
         signed: Correlations keep their signs, as in the authors' code.
         probe: Training examples that flows are measured on, and that ``values="refit"`` solves for.
@@ -62,6 +64,7 @@ class IterateOptions:
     rewind: int | None = None
     chunk: int = 2
     epsilon: float | None = None
+    settled: bool = False
     relative: bool = False
     signed: bool = False
     probe: int = 1000

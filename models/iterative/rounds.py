@@ -246,15 +246,20 @@ class _Run:
         restore(self.module, start, self.masks)
         seen: list[float] = []
         ended: list[str] = []
+        flows: list[np.ndarray] = []
 
         def near(epoch: Epoch) -> bool:
             if self.reference is None or final or epoch.number % options.chunk:
                 return False
-            seen.append(flow.distance(self._flow(), self.reference.flow, relative=options.relative))
+            flows.append(self._flow())
+            seen.append(flow.distance(flows[-1], self.reference.flow, relative=options.relative))
             if seen[-1] < self.reference.epsilon:
                 ended.append("flow")
             elif (epoch.validation.accuracy or 0.0) >= self.reference.best:
                 ended.append("accuracy")
+            elif options.settled and len(flows) > 1:
+                moved = flow.distance(flows[-1], flows[-2], relative=options.relative)
+                ended.extend(["settled"] if moved < self.reference.epsilon else [])
             return bool(ended)
 
         trained = self._fit(number, self.training.epochs, replace(self.hooks, stop=near))

@@ -20,6 +20,7 @@ from onnxprune.errors import OptionError
 from onnxprune.exporters.to_torch import to_torch
 from onnxprune.exporters.write_back import write_back
 from onnxprune.graph import constants, io
+from onnxprune.models.iterative import rounds
 from onnxprune.models.iterative.folder import RunFolder
 from onnxprune.models.iterative.options import IterateOptions, method_named
 from onnxprune.models.iterative.pqindex import Sap
@@ -109,6 +110,23 @@ def test_going_back_is_exact(model: ir.Model) -> None:
         assert torch.equal(tensor[mask], early[name][mask])
         assert not tensor[~mask].any()
     assert any("running" in name or "mean" in name for name in module.statistics()) or module.statistics()
+
+
+def test_a_round_ends_when_its_flow_has_settled(
+    model: ir.Model, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = rounds._Reference
+    monkeypatch.setattr(rounds, "_Reference", lambda dense, epsilon, best: known(dense, epsilon, 2.0))
+    ends = {}
+    for settled in (False, True):
+        flows = iter(np.array([[0.0], [3.0], [2.0], [1.95], [1.94]]))
+        monkeypatch.setattr(rounds.flow, "information_flow", lambda *_, flows=flows, **__: next(flows))
+        options = IterateOptions("incop-if", rounds=2, warmup=0, chunk=1, epsilon=0.1, settled=settled, probe=100)
+        place = RunFolder(tmp_path / str(settled))
+        found = iterate(model, data, options, replace(TRAINING, epochs=4), place)
+        ends[settled] = [(row["epochs"], row["ended"]) for row in found.rounds[1:]]
+        assert found.rounds[1]["distances"] == [3.0, 2.0, 1.95, 1.94][: found.rounds[1]["epochs"]]
+    assert ends == {False: [(4, "epochs"), (4, "epochs")], True: [(3, "settled"), (4, "epochs")]}
 
 
 def test_a_round_ends_by_flow_by_accuracy_or_by_its_epochs(model: ir.Model, data: TrainingData, tmp_path: Path) -> None:
