@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io as streams
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from onnxprune.report.sizes import CODED
 # How far the stream is followed: relative L1 errors.
 _DEPTHS = (0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625)
 _HALVINGS = 6
+# Binary digits behind the leading one that own values may be told by; float16 has 10.
+_BITS = (1, 2, 3, 4, 5, 7)
 # From here on float16 rounds to infinity.
 _LARGEST_HALF = 65519.0
 
@@ -53,8 +56,9 @@ def coarsest(
 def shortest(model: ir.Model, good: Callable[[ir.Model], bool]) -> CodedFile:
     """Return the shortest ``.surp`` file found whose model is good enough.
 
-    A stream of the code's own values ends as early as ``good`` allows; a file of the weights' own values in float16,
-    which a network with many zeros may prefer, is taken where it is shorter, and where no such end was found.
+    A stream of the code's own values ends as early as ``good`` allows. A network with many zeros may rather have a file
+    of the weights' own values in float16, rounded to as few bits as ``good`` allows; that is taken where it is shorter,
+    and in full where nothing else is good enough.
 
     Args:
         model: the model, which stays as it is.
@@ -71,9 +75,9 @@ def shortest(model: ir.Model, good: Callable[[ir.Model], bool]) -> CodedFile:
     coder = Coder(*skeleton.split(model, [str(value.name) for value in found.values]), Law(patience=1))
     point = coarsest(lambda point, depth: good(coder.to_depth(depth).model(Stop(relative_l1=point))))
     files = [] if point is None else [coder.coded(Stop(relative_l1=point))]
-    if not files or not coder.too_large:
-        files.append(coder.fitted())
-    return min(files, key=lambda file: len(file.data))
+    if not coder.too_large:
+        files += itertools.islice((file for file in map(coder.fitted, _BITS) if good(file.model())), 1)
+    return min(files or [coder.fitted()], key=lambda file: len(file.data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +128,15 @@ class Coder:
             begin += array.size
         return replace(self, tensors=pruned).fitted()
 
-    def fitted(self) -> CodedFile:
-        """Return the file of all weights that are not zero, with their own values in float16."""
-        return self._packed(self.tensors, replace(self.law, alpha=None), Stop(), fitted=True)
+    def fitted(self, bits: int | None = None) -> CodedFile:
+        """Return the file of all weights that are not zero, with their own values in float16.
+
+        Fewer ``bits`` behind the leading one (float16 has 10) leave zeros behind, which zstd packs.
+        """
+        tensors = self.tensors
+        if bits is not None:
+            tensors = {name: _rounded(array, bits) for name, array in tensors.items()}
+        return self._packed(tensors, replace(self.law, alpha=None), Stop(), fitted=True)
 
     def to_depth(self, error: float) -> CodedFile:
         """Return the file that ends at a relative L1 error, written once."""
@@ -138,3 +148,11 @@ class Coder:
         file = streams.BytesIO()
         packed = pack(file, tensors, self.graph, law, stop, fitted=fitted, normalize=self.normalize)
         return CodedFile(file.getvalue(), packed)
+
+
+def _rounded(array: np.ndarray, bits: int) -> np.ndarray:
+    """Return numbers of as many binary digits behind the leading one, to nearest."""
+    mantissa, exponent = np.frexp(array.astype(np.float64))
+    step = 2.0 ** (bits + 1)  # the leading digit is the first behind the point
+    rounded = np.ldexp(np.round(mantissa * step) / step, exponent)
+    return np.clip(rounded, -_LARGEST_HALF, _LARGEST_HALF).astype(array.dtype)

@@ -64,6 +64,25 @@ def test_own_values_where_no_end_is_good_enough() -> None:
     onnx.checker.check_model(ir.serde.serialize_model(found.model()), full_check=True)
 
 
+def test_own_values_take_as_few_digits_as_are_good_enough() -> None:
+    model = _pruned()
+    given = _weight(model)
+    kept = given != 0
+
+    def near(decoded: ir.Model, bound: float) -> bool:
+        # All weights that are not zero must be there, the tiny ones too: too long a stream.
+        found = _weight(decoded)
+        return bool((np.abs(found - given)[kept] <= bound * np.abs(given[kept]) + 1e-8).all())
+
+    sizes = []
+    for bound in (0.26, 0.04, 0.004):
+        found = shortest(model, lambda decoded, bound=bound: near(decoded, bound))
+        assert near(found.model(), bound)
+        sizes.append(len(found.data))
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] < len(shortest(model, lambda _: False).data)
+
+
 def test_too_large_for_float16() -> None:
     model = _pruned(scale=1e6)
     found = shortest(model, lambda decoded: _error(decoded, model) < 0.1)
