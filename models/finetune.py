@@ -26,7 +26,7 @@ from onnxprune.models.teaching import Lesson, Student, Teaching
 from onnxprune.models.train import Hooks, Trained, fit, open_device
 from onnxprune.runtime.session import Settings, open_session
 
-__all__ = ["Tuned", "finetune", "score_graph", "whole", "with_defaults"]
+__all__ = ["Tuned", "finetune", "score_graph", "taught", "whole", "with_defaults"]
 
 _DEFAULTS = {"epochs": 5, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0, "clip": 1.0}
 _RATES = {"sgd": 0.003, "adam": 5e-4, "adamw": 5e-4}
@@ -126,7 +126,7 @@ def finetune(
         raise ModelError("the graph has no weights that could be trained")
     features = Features() if teacher is None else matched(model, teacher, lesson.features)
     student = Student(module, features.names)
-    task = Teaching(student, _taught(teacher), lesson, data.train, features)
+    task = Teaching(student, taught(teacher), lesson, data.train, features)
     options = replace(options, augment=_augment(options.augment, data))
     device = open_device(options.device)
     student.to(device)
@@ -156,7 +156,7 @@ def score_graph(model: ir.Model, teacher: ir.Model | None, examples: Examples, d
         OptionError, ModelError, DataError: as :func:`finetune`.
     """
     student, place = Student(whole(to_torch(model))), open_device(device)
-    task = Teaching(student, _taught(teacher), Lesson("labels" if teacher is None else "distill"), examples)
+    task = Teaching(student, taught(teacher), Lesson("labels" if teacher is None else "distill"), examples)
     return task.score(student.to(place), examples, place)
 
 
@@ -166,7 +166,8 @@ def whole(module: OnnxModule) -> OnnxModule:
     return module.float() if any(tensor.dtype in half for tensor in module.parameters()) else module
 
 
-def _taught(teacher: ir.Model | None) -> OnnxModule | None:
+def taught(teacher: ir.Model | None) -> OnnxModule | None:
+    """Return a teacher as what a :class:`~onnxprune.models.teaching.Teaching` takes, if there is one."""
     return None if teacher is None else whole(to_torch(teacher, keep_zeros=False))
 
 

@@ -92,13 +92,12 @@ def iterate(
     training = training or options_for(subject.name)
     if method.warmup is None and subject.trained and (method.staged or not method.flowing):
         method = replace(method, warmup=0, rewind=None)
-    if teacher is not None and lesson is None:
-        lesson = Lesson("both")
-    if teacher is not None and lesson is not None and lesson.loss == "labels":
-        raise OptionError("a teacher is given and loss labels, which reads none: give --loss both or distill")
     place = Path(out) if out is not None else Path("runs") / f"{method.method}-{subject.name}-{training.seed}"
     about = {"model": subject.name, "data": subject.data.train.source}
     if teacher is not None:
+        lesson = lesson or Lesson("both")
+        if lesson.loss == "labels":
+            raise OptionError("a teacher is given and loss labels, which reads none: give --loss both or distill")
         about["teacher"] = str(teacher) if isinstance(teacher, str | os.PathLike) else "in memory"
     found = prune(
         subject.model, subject.data, method, training, RunFolder(place), about,

@@ -22,7 +22,7 @@ from onnxprune.exporters.write_back import check_writable, write_back
 from onnxprune.graph import io
 from onnxprune.models import distributed
 from onnxprune.models.features import matched
-from onnxprune.models.finetune import whole
+from onnxprune.models.finetune import taught, whole
 from onnxprune.models.iterative import flow
 from onnxprune.models.iterative.choosing import Mask, narrower
 from onnxprune.models.iterative.folder import RunFolder
@@ -120,8 +120,7 @@ def iterate(
     check_writable(model)
     lesson = replace(lesson or Lesson("labels"), label_smoothing=training.label_smoothing)
     matched(model, teacher or model, lesson.features)  # refuses what neither has before anything is trained
-    run = _Run(model, data, options, training, folder, hooks or Hooks(), lesson)
-    run.teacher = teacher
+    run = _Run(model, data, options, training, folder, hooks or Hooks(), lesson, teacher)
     if options.staged:
         options = _ahead(options, run)
         run.options = options
@@ -137,8 +136,6 @@ def iterate(
         run.reload(len(run.rounds) - 1)
     while len(run.rounds) < last:
         number = len(run.rounds)
-        if number:
-            run.learn()
         row = run.dense() if number == 0 else run.prune(number, final=number == last - 1)
         result = run.keep(row, measured)
         if on_round is not None and distributed.rank() == 0:
@@ -173,12 +170,12 @@ class _Run:
         folder: RunFolder,
         hooks: Hooks,
         lesson: Lesson,
+        teacher: ir.Model | None,
     ) -> None:
         self.model, self.options, self.training, self.folder, self.hooks = model, options, training, folder, hooks
         self.data = replace(data, train=data.train.held(_HELD), validation=data.validation.held(_HELD))
         self.module = whole(to_torch(model, batchnorm="train", dropout=True, keep_zeros=False))
-        self.lesson = lesson
-        self.teacher: ir.Model | None = None
+        self.lesson, self.teacher = lesson, teacher
         # What flows are measured with and the dense network learns from; rounds may have another.
         self.plain = Student(self.module)
         self.labels = Teaching(self.plain, None, Lesson("labels", label_smoothing=lesson.label_smoothing), data.train)
@@ -231,11 +228,11 @@ class _Run:
         teacher = self.teacher or io.load(self.folder.round_path(0) / "model.onnx")
         features = matched(self.model, teacher, self.lesson.features)
         self.student = Student(self.module, features.names)
-        taught = whole(to_torch(teacher, keep_zeros=False))
-        self.task = Teaching(self.student, taught, self.lesson, self.data.train, features)
+        self.task = Teaching(self.student, taught(teacher), self.lesson, self.data.train, features)
 
     def prune(self, number: int, *, final: bool) -> dict[str, Any]:
         """Prune, go back or stay, and train."""
+        self.learn()
         options = self.options
         if self.stager is not None:
             stage = options.sparsities[number - 1]
@@ -259,7 +256,8 @@ class _Run:
                 ended.append("accuracy")
             elif options.settled and len(flows) > 1:
                 moved = flow.distance(flows[-1], flows[-2], relative=options.relative)
-                ended.extend(["settled"] if moved < self.reference.epsilon else [])
+                if moved < self.reference.epsilon:
+                    ended.append("settled")
             return bool(ended)
 
         trained = self._fit(number, self.training.epochs, replace(self.hooks, stop=near))
